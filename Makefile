@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is made anew where pyproject.toml or constraints.txt changed.
+# The constraints pin torch to one release; nothing here installs it without them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Idle OpenMP threads that spin take the cores away from the threads that have work.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.demo
+	$(BIN)/imcc compile examples/digits_cnn/model.py --target rram -o out/digits_cnn --trials 25 --force
+	$(BIN)/imcc report out/digits_cnn
+
+test: $(VENV)/.test
+	$(BIN)/pytest -q
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "imcc needs Python 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
