@@ -1,0 +1,1 @@
+"""Target-neutral dialects, one file each: core, nn, quant."""

@@ -1,0 +1,253 @@
+"""``core``: constants, structure of tensors, elementwise arithmetic, the end of a function."""
+
+from __future__ import annotations
+
+from imcc.ir.attributes import Symbol
+from imcc.ir.dims import Dim, Monomial, product
+from imcc.ir.module import Module
+from imcc.ir.ops import Op, Value, attribute, operand, result
+from imcc.ir.types import FLOATS, TensorType, Type
+
+SEMANTICS = "imcc.ir.semantics.core"
+
+
+def tensor(value: Value) -> TensorType:
+    """The tensor type of a value whose operand declaration admits tensors only."""
+    if not isinstance(value.type, TensorType):
+        raise TypeError(f"{value!r} is not a tensor")
+    return value.type
+
+
+def normalise_axis(op: Op, axis: int, rank: int) -> int:
+    """A non-negative axis; fails with a diagnostic if it lies outside ``-rank .. rank-1``."""
+    if not -rank <= axis < rank:
+        raise op.fail(f"axis {axis} is outside of a tensor of {rank} axes")
+    return axis % rank
+
+
+def broadcast(op: Op, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The broadcast shape, trailing axes aligned; fails with a diagnostic if they differ."""
+    shape: list[Dim] = []
+    for index in range(1, max(len(left), len(right)) + 1):
+        a = left[-index] if index <= len(left) else 1
+        b = right[-index] if index <= len(right) else 1
+        if a == 1 or a == b:
+            shape.append(b)
+        elif b == 1:
+            shape.append(a)
+        else:
+            shown = [f"[{', '.join(map(str, item))}]" for item in (left, right)]
+            raise op.fail(f"shapes {shown[0]} and {shown[1]} do not broadcast")
+    return tuple(reversed(shape))
+
+
+class Constant(Op, name="core.constant"):
+    """A constant tensor: ``y = resource[value]``. The type is that of the resource."""
+
+    example = "=> %y = core.constant {value = @w} : tensor<4x3xf32>"
+
+    value: Symbol = attribute(doc="the resource that holds the data")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The resource's declared type; before the op is in a module, the type it was given."""
+        module: Module | None = self.parent.module if self.parent is not None else None
+        if module is not None and self.value in module.resources:
+            return module.resources[self.value].type
+        raise self.fail(f"@{self.value} is not a resource of the module")
+
+    @classmethod
+    def of(cls, resource: str, kind: TensorType, name: str = "", scope: str = "") -> Constant:
+        """A constant of a resource whose type is known; ``name`` hints the value's name."""
+        made = cls.build({}, {"value": Symbol(resource)}, (kind,), (name,), scope, ())
+        if not isinstance(made, Constant):
+            raise TypeError("build returned another op")
+        return made
+
+
+class Return(Op, name="core.return"):
+    """End of a function; ``values`` are its results."""
+
+    terminator = True
+    example = "%x: tensor<Bx3xf32> => core.return %x"
+
+    values: tuple[Value, ...] = operand(variadic=True)
+
+    def infer(self) -> tuple[Type, ...]:
+        """No results."""
+        return ()
+
+
+class Reshape(Op, name="core.reshape"):
+    """Same elements in row-major order under another shape: ``y.flat = x.flat``."""
+
+    example = "%x: tensor<Bx4x2xf32> => %y = core.reshape %x {shape = [B, 8]} : tensor<Bx8xf32>"
+
+    x: Value = operand(TensorType)
+    shape: tuple[Dim, ...] = attribute(doc="the new shape")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The element type of ``x`` under ``shape``."""
+        return tensor(self.x).with_shape(self.shape)
+
+    def verify(self) -> None:
+        """Both shapes have the same number of elements."""
+        before, after = tensor(self.x).elements, product(self.shape)
+        if before != after:
+            raise self.fail(
+                f"{tensor(self.x)} has {before} elements, shape [{', '.join(map(str, self.shape))}]"
+                f" has {after}"
+            )
+
+
+class Permute(Op, name="core.permute"):
+    """Axes in another order: ``y.shape[i] = x.shape[axes[i]]``."""
+
+    example = "%x: tensor<Bx4x2xf32> => %y = core.permute %x {axes = [0, 2, 1]} : tensor<Bx2x4xf32>"
+
+    x: Value = operand(TensorType)
+    axes: tuple[int, ...] = attribute(doc="a permutation of 0 .. rank-1")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with axes permuted."""
+        kind = tensor(self.x)
+        if sorted(self.axes) != list(range(kind.rank)):
+            raise self.fail(f"axes {list(self.axes)} do not permute 0 .. {kind.rank - 1}")
+        return kind.with_shape(tuple(kind.shape[axis] for axis in self.axes))
+
+
+class Slice(Op, name="core.slice"):
+    """Every ``step``-th element of one axis: ``y[..., i, ...] = x[..., start + i * step, ...]``."""
+
+    example = (
+        "%x: tensor<Bx8xf32> => "
+        "%y = core.slice %x {axis = 1, start = 2, stop = 6} : tensor<Bx4xf32>"
+    )
+
+    x: Value = operand(TensorType)
+    axis: int = attribute(doc="the axis, from the front")
+    start: int = attribute(minimum=0, doc="first index")
+    stop: int = attribute(minimum=0, doc="one past the last index")
+    step: int = attribute(default=1, minimum=1)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with the axis shortened to ``ceil((stop - start) / step)``."""
+        kind = tensor(self.x)
+        axis = normalise_axis(self, self.axis, kind.rank)
+        size = kind.shape[axis]
+        if isinstance(size, Monomial):
+            raise self.fail(f"axis {axis} has the symbolic size {size} and cannot be sliced")
+        if not self.start < self.stop <= size:
+            raise self.fail(f"[{self.start}, {self.stop}) is empty or outside of size {size}")
+        shape = list(kind.shape)
+        shape[axis] = -(-(self.stop - self.start) // self.step)
+        return kind.with_shape(tuple(shape))
+
+
+class Concat(Op, name="core.concat"):
+    """Tensors joined along one axis; all other sizes and the element type are equal."""
+
+    example = (
+        "%a: tensor<Bx2xf32>, %b: tensor<Bx3xf32> => "
+        "%y = core.concat %a, %b {axis = 1} : tensor<Bx5xf32>"
+    )
+
+    inputs: tuple[Value, ...] = operand(TensorType, variadic=True, doc="at least one")
+    axis: int = attribute()
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The first input's type with the axis summed."""
+        if not self.inputs:
+            raise self.fail("needs at least one input")
+        kinds = [tensor(value) for value in self.inputs]
+        axis = normalise_axis(self, self.axis, kinds[0].rank)
+        total = 0
+        for kind in kinds:
+            size = kind.shape[axis] if kind.rank == kinds[0].rank else None
+            rest = [d for i, d in enumerate(kind.shape) if i != axis]
+            wanted = [d for i, d in enumerate(kinds[0].shape) if i != axis]
+            if rest != wanted or kind.element != kinds[0].element or not isinstance(size, int):
+                raise self.fail(f"{kind} and {kinds[0]} do not join along axis {axis}")
+            total += size
+        shape = list(kinds[0].shape)
+        shape[axis] = total
+        return kinds[0].with_shape(tuple(shape))
+
+
+class Pad(Op, name="core.pad"):
+    """Constant padding: ``before[i]`` and ``after[i]`` elements of ``value`` around axis ``i``."""
+
+    example = (
+        "%x: tensor<Bx8xf32> => "
+        "%y = core.pad %x {before = [0, 1], after = [0, 2]} : tensor<Bx11xf32>"
+    )
+
+    x: Value = operand(TensorType)
+    before: tuple[int, ...] = attribute(minimum=0)
+    after: tuple[int, ...] = attribute(minimum=0)
+    value: float = attribute(default=0.0)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with each axis enlarged; a symbolic axis cannot be padded."""
+        kind = tensor(self.x)
+        if len(self.before) != kind.rank or len(self.after) != kind.rank:
+            raise self.fail(f"needs {kind.rank} numbers before and after")
+        shape: list[Dim] = []
+        for size, low, high in zip(kind.shape, self.before, self.after, strict=True):
+            if isinstance(size, int):
+                shape.append(size + low + high)
+            elif low or high:
+                raise self.fail(f"an axis of symbolic size {size} cannot be padded")
+            else:
+                shape.append(size)
+        return kind.with_shape(tuple(shape))
+
+
+class _Binary(Op):
+    a: Value = operand(TensorType, elements=FLOATS)
+    b: Value = operand(TensorType, elements=FLOATS)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The broadcast shape; both element types must be equal."""
+        left, right = tensor(self.a), tensor(self.b)
+        if left.element != right.element:
+            raise self.fail(f"element types {left.element} and {right.element} differ")
+        return left.with_shape(broadcast(self, left.shape, right.shape))
+
+
+class Add(_Binary, name="core.add"):
+    """Elementwise sum with broadcasting: ``y = a + b``."""
+
+    example = (
+        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.add %a, %b : tensor<Bx4xf32>"
+    )
+
+
+class Subtract(_Binary, name="core.subtract"):
+    """Elementwise difference with broadcasting: ``y = a - b``."""
+
+    example = (
+        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.subtract %a, %b : tensor<Bx4xf32>"
+    )
+
+
+class Multiply(_Binary, name="core.multiply"):
+    """Elementwise product with broadcasting: ``y = a * b``."""
+
+    example = (
+        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.multiply %a, %b : tensor<Bx4xf32>"
+    )
+
+
+class Divide(_Binary, name="core.divide"):
+    """Elementwise quotient with broadcasting: ``y = a / b``."""
+
+    example = (
+        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.divide %a, %b : tensor<Bx4xf32>"
+    )

@@ -1,0 +1,227 @@
+"""``quant``: quantised tensors and their integer arithmetic.
+
+A code ``q`` stands for ``real = scale * (q - zero_point)``. Every op has one integer meaning:
+rounding is to nearest, ties to even; accumulation is in 32-bit integers (the verifier refuses
+sizes that could overflow); padding of a convolution is with the input's zero point.
+"""
+
+from __future__ import annotations
+
+from imcc.ir.dialects.core import tensor
+from imcc.ir.dialects.windows import check_window, windowed_shape
+from imcc.ir.ops import Op, Value, attribute, operand, result
+from imcc.ir.types import FLOATS, QuantType, TensorType, Type
+
+SEMANTICS = "imcc.ir.semantics.quant"
+
+
+def largest_product_sum(x: QuantType, weight: QuantType, terms: int) -> int:
+    """The largest absolute value that a sum of ``terms`` products of codes can take."""
+    spread_x = max(abs(x.minimum), abs(x.maximum)) if x.symmetric else x.maximum - x.minimum
+    spread_w = (
+        max(abs(weight.minimum), abs(weight.maximum))
+        if weight.symmetric
+        else weight.maximum - weight.minimum
+    )
+    return terms * spread_x * spread_w
+
+
+class Quantize(Op, name="quant.quantize"):
+    """Real to code: ``y = clamp(round(x / scale) + zero_point, minimum, maximum)``.
+
+    Rounding is to nearest, ties to even. ``scale`` is a scalar, or a vector along ``axis`` of the
+    result's element type. Gradients pass straight through inside the range and are zero outside.
+    """
+
+    example = (
+        "%x: tensor<Bx4xf32>, %s: tensor<f32> => "
+        "%y = quant.quantize %x, %s {bits = 8, signed = false} : tensor<Bx4xq<u8>>"
+    )
+
+    x: Value = operand(TensorType, elements=FLOATS)
+    scale: Value = operand(TensorType, elements=FLOATS, doc="positive; [] or [axis size]")
+    zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, optional=True, doc="shaped like scale; absent means 0"
+    )
+    bits: int = attribute(minimum=1, maximum=32, unit="bit")
+    signed: bool = attribute()
+    axis: int | None = attribute(default=None, minimum=0)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with quantised elements; asymmetric if there is a zero point."""
+        symmetric = self.zero_point is None
+        made = QuantType(self.bits, self.signed, self.axis, None, symmetric)
+        return tensor(self.x).with_element(made)
+
+    def verify(self) -> None:
+        """Scale and zero point have the shape that the axis asks for."""
+        _check_scale(self, tensor(self.y), self.scale, self.zero_point)
+
+
+class Dequantize(Op, name="quant.dequantize"):
+    """Code to real: ``y = (x - zero_point) * scale``.
+
+    With groups the scale has one more axis: ``[axis size, groups]``, a scale for each run of
+    ``group`` elements of the last axis.
+    """
+
+    example = (
+        "%x: tensor<Bx4xq<s8>>, %s: tensor<f32> => "
+        "%y = quant.dequantize %x, %s : tensor<Bx4xf32>"
+    )
+
+    x: Value = operand(TensorType, quantised=True)
+    scale: Value = operand(TensorType, elements=FLOATS)
+    zero_point: Value | None = operand(TensorType, elements={"i32"}, optional=True)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with the element type of the scale."""
+        return tensor(self.x).with_element(tensor(self.scale).element)
+
+    def verify(self) -> None:
+        """Scale and zero point have the shape that the element type asks for."""
+        _check_scale(self, tensor(self.x), self.scale, self.zero_point)
+
+
+class _Accumulating(Op):
+    x: Value = operand(TensorType, quantised=True, doc="codes of the input, one scale per tensor")
+    weight: Value = operand(TensorType, quantised=True, doc="codes, [N, ...]")
+    x_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, optional=True, doc="scalar; absent means 0"
+    )
+
+    def check_elements(self, terms: int) -> None:
+        """Element types that have an integer meaning, without overflow of 32 bits."""
+        x, weight = tensor(self.x).quant, tensor(self.weight).quant
+        if x.axis is not None or x.group is not None:
+            raise self.fail("the input needs one scale per tensor")
+        if weight.axis not in (None, 0) or weight.group is not None:
+            raise self.fail(
+                "weights need one scale per tensor or per output channel (axis=0, no group)",
+                help="group-wise weights are dequantised before the product",
+            )
+        if not weight.symmetric:
+            raise self.fail("weights need symmetric codes (zero point 0)")
+        if not x.symmetric and self.x_zero_point is None:
+            raise self.fail("asymmetric input codes need x_zero_point")
+        largest = largest_product_sum(x, weight, terms)
+        if largest >= 2**31:
+            raise self.fail(f"a sum of {terms} products can reach {largest}, beyond 32 bits")
+
+
+class Linear(_Accumulating, name="quant.linear"):
+    """Integer product: ``y[..., n] = sum_k (x[..., k] - zx) * weight[n, k]`` in 32-bit integers."""
+
+    example = (
+        "%x: tensor<Bx4xq<u8>>, %w: tensor<3x4xq<s8, axis=0>> => "
+        "%y = quant.linear %x, %w : tensor<Bx3xi32>"
+    )
+
+    y: Value = result(doc="[..., N]")
+
+    def infer(self) -> Type:
+        """Leading axes of ``x``, then N, as i32."""
+        x, weight = tensor(self.x), tensor(self.weight)
+        if weight.rank != 2 or x.rank < 1 or x.shape[-1] != weight.shape[1]:
+            raise self.fail(f"{x} and weight {weight} do not multiply")
+        return TensorType((*x.shape[:-1], weight.shape[0]), "i32")
+
+    def verify(self) -> None:
+        """Codes that accumulate without overflow."""
+        terms = tensor(self.weight).shape[1]
+        self.check_elements(terms if isinstance(terms, int) else 1)
+
+
+class Conv(_Accumulating, name="quant.conv"):
+    """Integer convolution over the last ``len(stride)`` axes, as ``nn.conv``, in 32-bit integers.
+
+    ``y[b, n, p] = sum_{c, k} (x[b, c, p * stride + k * dilation - padding] - zx) * weight[n, c, k]``
+    with x = zx outside of the input.
+    """
+
+    example = (
+        "%x: tensor<Bx3x8x8xq<u8>>, %w: tensor<4x3x3x3xq<s8, axis=0>> => "
+        "%y = quant.conv %x, %w {stride = [1, 1], padding = [1, 1], dilation = [1, 1]} "
+        ": tensor<Bx4x8x8xi32>"
+    )
+
+    stride: tuple[int, ...] = attribute(minimum=1)
+    padding: tuple[int, ...] = attribute(minimum=0)
+    dilation: tuple[int, ...] = attribute(minimum=1)
+    groups: int = attribute(default=1, minimum=1)
+    y: Value = result(doc="[..., N, spatial]")
+
+    def infer(self) -> Type:
+        """Shape as ``nn.conv``, elements i32."""
+        x, weight = tensor(self.x), tensor(self.weight)
+        check_window(self, x, weight, self.groups)
+        shape = windowed_shape(
+            self, x, weight.shape[2:], self.stride, self.padding, self.dilation, weight.shape[0]
+        )
+        return TensorType(shape, "i32")
+
+    def verify(self) -> None:
+        """Codes that accumulate without overflow."""
+        terms = 1
+        for dim in tensor(self.weight).shape[1:]:
+            terms *= dim if isinstance(dim, int) else 1
+        self.check_elements(terms)
+
+
+class Rescale(Op, name="quant.rescale"):
+    """Accumulator to real: ``y = acc * scale + bias`` along ``axis``.
+
+    ``scale`` is the product of input and weight scales, scalar or one per channel of ``axis``
+    (negative, from the back); ``bias`` is per channel.
+    """
+
+    example = (
+        "%a: tensor<Bx3xi32>, %s: tensor<3xf32> => "
+        "%y = quant.rescale %a, %s {axis = -1} : tensor<Bx3xf32>"
+    )
+
+    acc: Value = operand(TensorType, elements={"i32", "f32", "f64"})
+    scale: Value = operand(TensorType, elements=FLOATS, doc="[] or [C]")
+    bias: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[C]")
+    axis: int = attribute(default=-1, maximum=-1)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``acc`` with the element type of the scale."""
+        return tensor(self.acc).with_element(tensor(self.scale).element)
+
+    def verify(self) -> None:
+        """Scale and bias fit the channel axis."""
+        kind = tensor(self.acc)
+        if -self.axis > kind.rank:
+            raise self.fail(f"axis {self.axis} is outside of {kind}")
+        channels = kind.shape[self.axis]
+        for what, value in (("scale", self.scale), ("bias", self.bias)):
+            if value is None or (what == "scale" and not tensor(value).shape):
+                continue
+            if tensor(value).shape != (channels,):
+                raise self.fail(f"{what} is {value.type}, the axis has {channels} channels")
+
+
+def _check_scale(op: Op, codes: TensorType, scale: Value, zero_point: Value | None) -> None:
+    quant = codes.quant
+    shape: tuple[object, ...] = ()
+    if quant.axis is not None:
+        if quant.axis >= codes.rank:
+            raise op.fail(f"axis {quant.axis} is outside of {codes}")
+        shape = (codes.shape[quant.axis],)
+    if quant.group is not None:
+        last = codes.shape[-1]
+        if not isinstance(last, int):
+            raise op.fail("groups need a last axis of known size")
+        shape = (*shape, -(-last // quant.group))
+    if tensor(scale).shape != shape:
+        raise op.fail(
+            f"scale is {scale.type}, the codes {codes} need shape [{', '.join(map(str, shape))}]"
+        )
+    if zero_point is not None and tensor(zero_point).shape != shape:
+        raise op.fail(f"zero point is {zero_point.type}, scale is {scale.type}")
+    if zero_point is None and not quant.symmetric:
+        raise op.fail(f"asymmetric codes {codes} need a zero point")

@@ -1,0 +1,1 @@
+"""What each neutral op computes, in torch, differentiable: the reference interpreter."""
