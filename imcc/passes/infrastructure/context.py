@@ -1,0 +1,86 @@
+"""What the driver hands to passes: data, target knowledge, random seed, journal, progress.
+
+Passes never name a backend; what they need of one they ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.ir.module import Function, Module
+from imcc.ir.ops import Op
+from imcc.ir.rewriting import Journal, Rewriter
+
+if TYPE_CHECKING:
+    from imcc.ir.cost import CostRecord
+    from imcc.ir.semantics.resources import ResourceStore
+
+Estimator = Callable[[Function, Any, str], "CostRecord"]
+Legality = Callable[[Op, Any], "str | None"]
+
+
+def _no_progress(done: int, total: int, what: str) -> None:
+    pass
+
+
+@dataclass
+class PassContext:
+    """Everything a pass may use besides the module.
+
+    ``resources`` holds weights (None: structure only). ``target`` and ``backend`` are the chosen
+    hardware. ``calibration`` is a list of input tuples. ``estimator`` and ``legality`` answer
+    :meth:`estimate` and :meth:`legal`. ``progress(done, total, what)`` reports long work.
+    """
+
+    resources: ResourceStore | None = None
+    target: Any = None
+    backend: Any = None
+    calibration: Sequence[tuple[Any, ...]] | None = None
+    seed: int = 0
+    journal: Journal = field(default_factory=Journal)
+    progress: Callable[[int, int, str], None] = _no_progress
+    estimator: Estimator | None = None
+    legality: Legality | None = None
+    warnings: list[Any] = field(default_factory=list)
+
+    def rewriter(self, module: Module, rule: str = "") -> Rewriter:
+        """A Rewriter that writes to this context's journal."""
+        return Rewriter(module, self.journal, rule)
+
+    def weights(self) -> ResourceStore:
+        """The resources; raises a diagnostic if this run has none."""
+        if self.resources is None:
+            raise error(
+                codes.PASS_REQUIRES,
+                "this run has no weights",
+                help="give the weights (`imcc opt --weights FILE`) or compile from the model",
+            )
+        return self.resources
+
+    def calibration_batches(self) -> Sequence[tuple[Any, ...]]:
+        """Calibration inputs; raises a diagnostic if this run has none."""
+        if not self.calibration:
+            raise error(
+                codes.PASS_REQUIRES,
+                "this run has no calibration data",
+                help="add to the model file:\n"
+                "def calibration_data():\n"
+                "    return [(inputs,), ...]  # input tuples from the training set",
+            )
+        return self.calibration
+
+    def estimate(self, function: Function, target: Any = None, activity: str = "assumed") -> Any:
+        """Cost of a function on a target: cloned, mapped by the target's default pipeline."""
+        if self.estimator is None:
+            raise error(codes.PASS_REQUIRES, "this run has no target to estimate cost on")
+        return self.estimator(function, target if target is not None else self.target, activity)
+
+    def legal(self, op: Op, target: Any = None) -> str | None:
+        """Why the target cannot run ``op``, or None."""
+        if self.legality is None:
+            raise error(codes.PASS_REQUIRES, "this run has no target to ask for legality")
+        return self.legality(op, target if target is not None else self.target)
