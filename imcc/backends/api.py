@@ -1,0 +1,135 @@
+"""What a backend is: a family of hardware with its targets, rules and default pipeline.
+
+A backend is a module registered in the entry-point group ``imcc.backends`` that defines
+``BACKEND``, an instance of a :class:`Backend` subclass. Listing backends imports none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import DiagnosticError, error, nearest
+from imcc.ir.ops import Op
+from imcc.ir.rules import LEGAL
+
+if TYPE_CHECKING:
+    from imcc.ir.cost import CostRecord
+    from imcc.ir.module import Module
+
+Activity = Literal["assumed", "profiled", "measured"]
+"""What event counts that depend on data rest on."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A validated hardware target.
+
+    ``data`` holds every key with defaults filled in, ``text`` is its canonical TOML. ``origin``
+    says where it was read from. Backends subclass it to carry their typed form.
+    """
+
+    name: str
+    backend: str
+    data: Mapping[str, Any] = field(repr=False)
+    text: str = field(repr=False)
+    origin: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical text: equal for targets that are equal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Backend(ABC):
+    """A family of hardware. ``deploy_functions`` names entry points that ready it for inference.
+
+    A caller runs the deploy functions once for each set of trials and hands their states to
+    ``inference``.
+    """
+
+    name: ClassVar[str]
+    deploy_functions: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
+        """Validate the contents of a target file.
+
+        Raises :class:`DiagnosticError` with one ``BAD_TARGET`` for each bad key, with its path.
+        """
+
+    @abstractmethod
+    def pipeline(self, target: Target) -> str:
+        """The default passes, as text, from phase ``captured`` to the last phase."""
+
+    def load_rules(self) -> None:
+        """Import the rules (legality, lowering, evaluation, cost) of this backend."""
+
+    def legal(self, op: Op, target: Target) -> str | None:
+        """Why the target cannot run ``op``, or None. No rule means that it cannot."""
+        self.load_rules()
+        rule = LEGAL.find(op.name, self.name)
+        if rule is None:
+            return f"the backend {self.name!r} has no rule for {op.name}"
+        refused: str | None = rule(op, target)
+        return refused
+
+    @abstractmethod
+    def cost(
+        self, module: Module, function: str, target: Target, activity: Activity = "assumed"
+    ) -> CostRecord:
+        """Cost of one call of an entry point with B = 1."""
+
+    def targets(self) -> list[str]:
+        """Names of the installed targets of this backend, sorted."""
+        from imcc.backends.targets import list_targets
+
+        return [item.name for item in list_targets() if item.backend == self.name]
+
+
+@lru_cache(maxsize=1)
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="imcc.backends")}
+
+
+def backend_names() -> list[str]:
+    """Names of all installed backends, sorted."""
+    return sorted(_points())
+
+
+@lru_cache(maxsize=64)
+def find_backend(name: str) -> Backend:
+    """The backend by name; raises ``UNKNOWN_BACKEND`` if there is none or it does not load."""
+    point = _points().get(name)
+    if point is None:
+        raise error(
+            codes.UNKNOWN_BACKEND,
+            f"unknown backend {name!r}",
+            suggestions=nearest(name, _points()),
+            help=f"installed backends: {', '.join(backend_names()) or 'none'}",
+        )
+    try:
+        module = importlib.import_module(point.value)
+        made = module.BACKEND
+    except DiagnosticError:
+        raise
+    except Exception as wrong:
+        raise error(
+            codes.UNKNOWN_BACKEND,
+            f"backend {name!r} ({point.value}) does not load: {wrong}",
+            help="repair or uninstall the package that registers it",
+        ) from wrong
+    if not isinstance(made, Backend):
+        raise error(
+            codes.UNKNOWN_BACKEND,
+            f"{point.value}.BACKEND is {type(made).__name__}, not an imcc.backends.api.Backend",
+            help="derive its class from imcc.backends.api.Backend",
+        )
+    return made

@@ -1,0 +1,1 @@
+"""Passes of the backend ``crossbar``, one file each."""

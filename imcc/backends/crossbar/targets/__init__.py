@@ -1,0 +1,1 @@
+"""Targets of the backend ``crossbar``, one TOML file each."""

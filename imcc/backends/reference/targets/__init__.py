@@ -1,0 +1,1 @@
+"""Targets of the backend ``reference``, one TOML file each."""

@@ -1,0 +1,308 @@
+"""Target files: finding them, changing single keys, validating, and writing canonical TOML.
+
+A target is a TOML file with a top-level ``backend``; the rest is the backend's to validate. Presets
+lie in packages registered in the entry-point group ``imcc.targets``, one file for each target.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from imcc.backends.api import Target, find_backend
+from imcc.ir import codes
+from imcc.ir.diagnostics import (
+    Diagnostic,
+    DiagnosticError,
+    Location,
+    error,
+    nearest,
+    text_window,
+)
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
+
+MAX_BYTES = 1 << 20
+"""A larger file is no target file and is not read."""
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """An installed target: its name, backend, file, and the ``summary`` its file gives."""
+
+    name: str
+    backend: str
+    path: Path
+    summary: str
+
+
+@lru_cache(maxsize=1)
+def _presets() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for point in entry_points(group="imcc.targets"):
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ImportError:
+            spec = None
+        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for path in sorted(Path(place).glob("*.toml")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def list_targets() -> list[TargetFile]:
+    """All installed targets, sorted by name. A file that does not parse raises ``BAD_TARGET``."""
+    made: list[TargetFile] = []
+    for name, path in sorted(_presets().items()):
+        data = _read(path)
+        backend, summary = str(data.get("backend", "")), str(data.get("summary", ""))
+        made.append(TargetFile(name, backend, path, summary))
+    return made
+
+
+def find_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Target:
+    """The target called ``name_or_path``, or read from that TOML file, with keys overridden.
+
+    ``overrides`` are strings such as ``"adc.bits=6"``; values are TOML values, and a bare word is
+    taken as a string. Raises :class:`DiagnosticError`: ``UNKNOWN_TARGET`` with the nearest names,
+    ``BAD_TARGET`` with the path of every bad key.
+    """
+    text = str(name_or_path)
+    path = _presets().get(text)
+    if path is None:
+        given = Path(text)
+        if given.suffix != ".toml" and not given.is_file():
+            raise error(
+                codes.UNKNOWN_TARGET,
+                f"unknown target {text!r}",
+                suggestions=nearest(text, _presets()),
+                help=f"installed targets: {', '.join(sorted(_presets()))}; a path to a .toml file "
+                "works too",
+            )
+        if not given.is_file():
+            raise error(
+                codes.UNKNOWN_TARGET,
+                f"there is no target file {text}",
+                suggestions=nearest(given.stem, _presets()),
+                help="`imcc targets` lists the installed ones",
+            )
+        path = given
+    return load_target(path.stem, _read(path), str(path), overrides)
+
+
+def load_target(
+    name: str, data: dict[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> Target:
+    """Validate target data by the backend that it names; see :func:`find_target`."""
+    data = copy.deepcopy(data)
+    for item in overrides:
+        _override(data, item)
+    backend = data.get("backend")
+    if not isinstance(backend, str):
+        raise error(
+            codes.BAD_TARGET,
+            f"{origin}: key backend: expected the name of a backend, found "
+            f"{'nothing' if backend is None else toml_value(backend)}",
+            text=Location(origin, 1),
+            help='add the line backend = "crossbar"',
+        )
+    return find_backend(backend).load_target(name, data, origin)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise error(codes.BAD_TARGET, f"{path} is larger than {MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise error(codes.BAD_TARGET, f"{path} cannot be read: {wrong}") from None
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as wrong:
+        line, column = _place(str(wrong))
+        raise error(
+            codes.BAD_TARGET,
+            f"{path} is not TOML: {wrong}",
+            text=Location(str(path), line, column),
+            window=text_window(text, line, column),
+            help="`imcc targets NAME` prints a valid file",
+        ) from None
+
+
+def _place(message: str) -> tuple[int, int]:
+    # tomllib writes "... (at line 3, column 7)" and has no attributes for it in python 3.11.
+    numbers = [int(part) for part in "".join(c if c.isdigit() else " " for c in message).split()]
+    return (numbers[-2], numbers[-1]) if "(at line" in message and len(numbers) > 1 else (1, 0)
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    key, equals, value = item.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts) or not value.strip():
+        raise error(
+            codes.BAD_TARGET,
+            f"{item!r} does not set a key of the target",
+            help="write KEY.PATH=VALUE, for instance adc.bits=6",
+        )
+    try:
+        made = tomllib.loads(f"value = {value}")
+        parsed = made["value"] if set(made) == {"value"} else value.strip()
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    held = data
+    for index, part in enumerate(parts[:-1]):
+        inner = held.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise error(
+                codes.BAD_TARGET,
+                f"{item!r}: {'.'.join(parts[: index + 1])} is a value, not a table",
+            )
+        held = inner
+    held[parts[-1]] = parsed
+
+
+# -- canonical text -----------------------------------------------------------------------------
+
+
+def toml_value(value: Any) -> str:
+    """One TOML value on one line."""
+    if value is True or value is False:
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isinf(value) or math.isnan(value):
+            return str(value)
+        return repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        # JSON escapes are TOML escapes, but for DEL, which TOML wants escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        shown = (f"{_key(key)} = {toml_value(item)}" for key, item in value.items())
+        return "{ " + ", ".join(shown) + " }"
+    raise TypeError(f"TOML has no form for {type(value).__name__}")
+
+
+def write_toml(data: Mapping[str, Any]) -> str:
+    """Canonical TOML: keys in the order given, values before tables, absent (None) keys left out.
+
+    ``tomllib.loads(write_toml(data))`` equals ``data`` without its None values.
+    """
+    lines: list[str] = []
+    _write_table(data, (), lines)
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _write_table(data: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
+    plain = {k: v for k, v in data.items() if v is not None and not isinstance(v, Mapping)}
+    tables = {k: v for k, v in data.items() if isinstance(v, Mapping)}
+    if path and (plain or not tables):
+        lines.extend(("", f"[{'.'.join(map(_key, path))}]"))
+    lines.extend(f"{_key(key)} = {toml_value(value)}" for key, value in plain.items())
+    for key, value in tables.items():
+        _write_table(value, (*path, key), lines)
+
+
+def _key(key: str) -> str:
+    bare = key and all(char.isascii() and (char.isalnum() or char in "_-") for char in key)
+    return key if bare else toml_value(key)
+
+
+# -- validation ---------------------------------------------------------------------------------
+
+
+def validate(model: type[Model], data: Mapping[str, Any], origin: str) -> Model:
+    """Validate target data by a pydantic model.
+
+    Raises :class:`DiagnosticError` with one ``BAD_TARGET`` for each bad key: its path, what was
+    found, what is allowed, and the nearest key for an unknown one.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(data, strict=True)
+    except ValidationError as wrong:
+        items = [_diagnostic(model, dict(item), origin) for item in wrong.errors(include_url=False)]
+        raise DiagnosticError(items) from None
+
+
+def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) -> Diagnostic:
+    path = tuple(item["loc"])
+    shown = ".".join(map(str, path)) or "the file"
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        return Diagnostic(
+            codes.BAD_TARGET,
+            f"{origin}: unknown key {shown}",
+            suggestions=nearest(str(path[-1]), known),
+            help=f"keys here: {', '.join(known) or 'none'}",
+        )
+    if kind == "missing":
+        return Diagnostic(
+            codes.BAD_TARGET,
+            f"{origin}: key {shown} is missing",
+            help=_help_at(model, path) or "`imcc targets NAME` prints a valid file",
+        )
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    found = item.get("input")
+    plain = isinstance(found, (bool, int, float, str, list))
+    suffix = f", found {toml_value(found)}" if plain else ""
+    return Diagnostic(
+        codes.BAD_TARGET, f"{origin}: key {shown}: {message}{suffix}", help=_help_at(model, path)
+    )
+
+
+def _model_of(annotation: Any) -> Any:
+    """The pydantic model that an annotation holds (itself, or as the values of a table)."""
+    from typing import get_args
+
+    from pydantic import BaseModel
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        found = _model_of(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is not None:
+            current = _model_of(field.annotation)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _help_at(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+    current: Any = model
+    text = ""
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is None:
+            continue
+        text = field.description or ""
+        inner = _model_of(field.annotation)
+        if inner is None:
+            break
+        current = inner
+    return text
