@@ -57,14 +57,15 @@ REDEFINED = code(
 UNKNOWN_OP = code(
     "IMC105",
     "unknown op",
-    "No loaded dialect declares this op. `imcc ops` lists all of them. An op of a plugin needs the\n"
-    "plugin installed in the same environment.",
+    "No loaded dialect declares this op. `imcc ops` lists all of them. An op of a plugin needs\n"
+    "the plugin installed in the same environment.",
 )
 BAD_OPERANDS = code(
     "IMC106",
     "operands do not fit the op's declaration",
-    "Required operands come first by position, a variadic operand takes the rest, optional operands\n"
-    "are written by name: `nn.linear %x, %w, bias=%b`. `imcc ops NAME` shows the declaration.",
+    "Required operands come first by position, a variadic operand takes the rest, optional\n"
+    "operands are written by name: `nn.linear %x, %w, bias=%b`. `imcc ops NAME` shows the\n"
+    "declaration.",
 )
 BAD_ATTRIBUTE = code(
     "IMC107",
@@ -75,8 +76,8 @@ BAD_ATTRIBUTE = code(
 BAD_TYPE = code(
     "IMC108",
     "type does not parse or does not exist",
-    "Types are `tensor<2xBx3xf32>`, `tensor<16x27xq<s8, axis=0>>`, `spikes<4xBx512>` or a type of a\n"
-    "dialect such as `!xbar.matrix<...>`.",
+    "Types are `tensor<2xBx3xf32>`, `tensor<16x27xq<s8, axis=0>>`, `spikes<4xBx512>` or a type of\n"
+    "a dialect such as `!xbar.matrix<...>`.",
 )
 TOO_DEEP = code(
     "IMC109",
@@ -111,8 +112,8 @@ OP_INVALID = code(
 PHASE = code(
     "IMC205",
     "op is not legal in this phase",
-    "Each phase (captured, optimized, mapped, placed, scheduled) lists the ops it may hold. Run the\n"
-    "passes that lead to the phase instead of setting it by hand.",
+    "Each phase (captured, optimized, mapped, placed, scheduled) lists the ops it may hold. Run\n"
+    "the passes that lead to the phase instead of setting it by hand.",
 )
 LINEARITY = code(
     "IMC206",
@@ -123,8 +124,8 @@ LINEARITY = code(
 STATE = code(
     "IMC207",
     "state is used wrongly",
-    "An entry point takes a state as an argument marked `state(@name)` and may return its new value\n"
-    "marked the same way, with the type that the module declares.",
+    "An entry point takes a state as an argument marked `state(@name)` and may return its new\n"
+    "value marked the same way, with the type that the module declares.",
 )
 
 # 3: the user's model and capture
@@ -159,8 +160,8 @@ UNSUPPORTED_FORM = code(
 BAD_WEIGHTS = code(
     "IMC306",
     "weights are not finite",
-    "A parameter or buffer holds NaN or infinity. Hardware cannot store it and no report on it would\n"
-    "mean anything.",
+    "A parameter or buffer holds NaN or infinity. Hardware cannot store it and no report on it\n"
+    "would mean anything.",
 )
 
 # 4: passes
@@ -188,8 +189,8 @@ PASS_REQUIRES = code(
 PASS_FAILED = code(
     "IMC405",
     "a pass broke its promise",
-    "After the pass the module no longer verifies. This is a defect of the pass, not of your model:\n"
-    "please report it with the reproducer.",
+    "After the pass the module no longer verifies. This is a defect of the pass, not of your\n"
+    "model: please report it with the reproducer.",
 )
 
 # 5: targets and hardware
@@ -201,8 +202,8 @@ UNKNOWN_TARGET = code(
 BAD_TARGET = code(
     "IMC502",
     "target file is not valid",
-    "The message gives the key path, what was found and what is allowed. `imcc targets NAME` prints\n"
-    "a valid file.",
+    "The message gives the key path, what was found and what is allowed. `imcc targets NAME`\n"
+    "prints a valid file.",
 )
 ILLEGAL = code(
     "IMC503",

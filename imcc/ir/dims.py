@@ -36,7 +36,8 @@ Dim: TypeAlias = int | Monomial
 
 def product(dims: Iterable[Dim]) -> Dim:
     """The product of dimensions, an integer when no symbol occurs."""
-    coefficient, symbols = 1, []
+    coefficient = 1
+    symbols: list[str] = []
     for dim in dims:
         if isinstance(dim, int):
             coefficient *= dim
@@ -70,7 +71,8 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
 @lru_cache(maxsize=4096)
 def parse_dim(text: str) -> Dim:
     """Parse ``128``, ``B`` or ``4*B*S``; raises ``ValueError`` otherwise."""
-    coefficient, symbols = 1, []
+    coefficient = 1
+    symbols: list[str] = []
     for part in text.split("*"):
         if part.isdigit():
             coefficient *= int(part)

@@ -213,7 +213,7 @@ class Module:
         return function
 
     def add_resource(self, resource: Resource) -> Resource:
-        """Add a resource; an identical one under the name is fine, another raises ``ValueError``."""
+        """Add a resource; raises ``ValueError`` if the name stands for another one."""
         held = self.resources.get(resource.name)
         if held is not None and held != resource:
             raise ValueError(f"resource @{resource.name} exists with other contents")

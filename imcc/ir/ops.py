@@ -6,7 +6,7 @@ methods, ``infer`` (result types from operands and attributes) and ``verify`` (i
     class Linear(Op, name="nn.linear"):
         x: Value = operand(TensorType, elements=FLOATS, doc="[..., K]")
         weight: Value = operand(TensorType, elements=FLOATS, doc="[N, K]")
-        bias: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[N]")
+        bias: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[N]")
         y: Value = result(doc="[..., N]")
 
 In text, required operands come by position, a variadic operand takes the remaining positions,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from imcc.ir.module import Function
 
 _MISSING: Any = inspect.Parameter.empty
+_NO_KIND = Kind("")
 
 
 class Value:
@@ -76,8 +77,8 @@ class OperandSpec:
             if self.elements is not None and element not in self.elements:
                 return f"expected elements {', '.join(sorted(self.elements))}, found {element}"
         elif element is not None and not self.quantised:
-            if self.quantised is False or self.elements is not None:
-                return f"expected elements that are not quantised, found {element}"
+            plain = self.quantised is False or self.elements is not None
+            return f"expected elements that are not quantised, found {element}" if plain else None
         return None
 
 
@@ -91,7 +92,7 @@ class AttributeSpec:
     unit: str = ""
     doc: str = ""
     name: str = ""
-    kind: Kind = Kind("")
+    kind: Kind = _NO_KIND
 
     @property
     def required(self) -> bool:
@@ -120,18 +121,18 @@ def operand(
     *types: type[Type],
     elements: Iterable[str] | None = None,
     quantised: bool | None = None,
-    optional: bool = False,
     variadic: bool = False,
     consumes: bool = False,
-    default: Any = None,
+    default: Any = _MISSING,
     doc: str = "",
 ) -> Any:
     """Declare an operand.
 
     ``elements`` limits the plain element types; ``quantised`` True demands, False forbids
     quantised elements (None allows both unless ``elements`` is given). ``consumes`` marks an
-    operand that takes over a linear handle. An ``optional`` operand may be absent.
+    operand that takes over a linear handle. ``default=None`` makes the operand optional.
     """
+    optional = default is None
     wanted = frozenset(elements) if elements is not None else None
     return OperandSpec(types or (Type,), wanted, quantised, optional, variadic, consumes, doc)
 
@@ -189,7 +190,22 @@ OPS: dict[str, type[Op]] = {}
 @dataclass_transform(
     kw_only_default=True, field_specifiers=(operand, attribute, result, common), eq_default=False
 )
-class Op:
+class _Declared:
+    """Tells type checkers that annotated fields of subclasses make a constructor.
+
+    What every op has besides its declared fields is annotated here, out of that constructor.
+    """
+
+    if TYPE_CHECKING:
+        annotations: dict[str, Any]
+        text_loc: Location | None
+        parent: Function | None
+        prev: Op | None
+        next: Op | None
+        results: tuple[Value, ...]
+
+
+class Op(_Declared):
     """Base of all ops. Construct with keyword arguments named like the declared fields.
 
     ``scope`` is the dotted module path in the user's model, ``loc`` the places in the user's file.
@@ -296,7 +312,7 @@ class Op:
         for item in spec.operands:
             values[item.name] = operands.get(item.name, () if item.variadic else None)
         for key, declared in spec.attributes.items():
-            values[key] = attributes[key] if key in attributes else declared.default
+            values[key] = attributes.get(key, declared.default)
         made._start(scope, loc)
         made._make_results(types, names)
         return made
@@ -308,14 +324,6 @@ class Op:
         self.__dict__[name] = value
 
     # -- what every op has -----------------------------------------------------------------------
-
-    if TYPE_CHECKING:
-        annotations: dict[str, Any]
-        text_loc: Location | None
-        parent: Function | None
-        prev: Op | None
-        next: Op | None
-        results: tuple[Value, ...]
 
     @classmethod
     def spec(cls) -> OpSpec:
@@ -373,9 +381,7 @@ class Op:
 
     def fail(self, message: str, *, reason: str = "", help: str = "") -> DiagnosticError:
         """A diagnostic error at this op, for ``raise self.fail(...)`` in infer and verify."""
-        return DiagnosticError(
-            self.diagnostic(codes.OP_INVALID, message, reason=reason, help=help)
-        )
+        return DiagnosticError(self.diagnostic(codes.OP_INVALID, message, reason=reason, help=help))
 
     def diagnostic(self, code: codes.Code, message: str, **fields: Any) -> Diagnostic:
         """A diagnostic that carries this op's places and scope."""

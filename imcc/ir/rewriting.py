@@ -1,4 +1,4 @@
-"""The only way to change a program: :class:`Rewriter`, its journal, and rules applied to a fixpoint.
+"""The only way to change a program: :class:`Rewriter`, its journal, rules applied to a fixpoint.
 
 The Rewriter keeps uses, gives new ops the common ancestor scope of the ops they replace, fuses
 their locations, and writes what happened to a :class:`Journal` that reports and viewers read.

@@ -79,7 +79,7 @@ class QuantType(Type):
         """Smallest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+        return int(-(2 ** (self.bits - 1)) + (1 if self.symmetric else 0))
 
     @property
     def maximum(self) -> int:

@@ -18,7 +18,7 @@ from imcc.ir.diagnostics import (
 from imcc.ir.module import PHASES, Function, Module
 from imcc.ir.ops import Op, Value
 from imcc.ir.text.printer import print_op
-from imcc.ir.types import TensorType, is_linear
+from imcc.ir.types import is_linear
 
 
 def verify(module: Module, *, check_phase: bool = True) -> None:
@@ -36,9 +36,7 @@ def verify(module: Module, *, check_phase: bool = True) -> None:
         _returns(module, function, found)
     if check_phase and module.phase in PHASES:
         for op, reason in phases.violations(module):
-            found.add(
-                _at(op, codes.PHASE, f"not legal in phase {module.phase!r}", reason=reason)
-            )
+            found.add(_at(op, codes.PHASE, f"not legal in phase {module.phase!r}", reason=reason))
     found.raise_errors()
 
 
@@ -138,8 +136,11 @@ def _function_structure(module: Module, function: Function, found: DiagnosticCol
         for declared, value in op.named_operands():
             if value not in defined:
                 found.add(
-                    _at(op, codes.STRUCTURE, f"operand {declared.name} (%{value.name}) is used "
-                        "before it is defined")
+                    _at(
+                        op,
+                        codes.STRUCTURE,
+                        f"operand {declared.name} (%{value.name}) is used before it is defined",
+                    )
                 )
         defined.update(op.results)
         if op.terminator and op is not function.last:

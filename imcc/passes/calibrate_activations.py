@@ -70,9 +70,9 @@ class CalibrateActivations(Pass):
     def _observe(
         self, function: Function, values: list[Value], context: PassContext
     ) -> dict[Value, tuple[float, float]]:
-        from imcc.ir.semantics.interpreter import evaluate_function
-
         import torch
+
+        from imcc.ir.semantics.interpreter import evaluate_function
 
         seen: dict[Value, list[Tensor]] = {value: [] for value in values}
         extremes: dict[Value, tuple[float, float]] = {}
@@ -98,9 +98,7 @@ class CalibrateActivations(Pass):
                 for value, tensor in zip(function.inputs, batch, strict=False):
                     if value in seen:
                         look(value, tensor)
-                evaluate_function(
-                    function, batch, resources=context.weights(), observer=observer
-                )
+                evaluate_function(function, batch, resources=context.weights(), observer=observer)
         if self.range == "percentile":
             for value, parts in seen.items():
                 flat = torch.cat(parts).float()

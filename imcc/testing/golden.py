@@ -52,10 +52,11 @@ def read_golden(path: Path) -> Golden:
     arguments: tuple[str, ...] | None = None
     seed: int | None = None
     start = 0
-    for start, line in enumerate(lines):
+    for line in lines:
         found = _DIRECTIVE.match(line.rstrip("\n"))
         if found is None:
             break
+        start += 1
         name, value = found.groups()
         if name == "RUN" and arguments is None:
             arguments = tuple(shlex.split(value))

@@ -6,14 +6,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from imcc.ir.dialects import core
 from imcc.ir.diagnostics import Location
+from imcc.ir.dialects import core
 from imcc.ir.dims import Monomial
 from imcc.ir.module import Function, FunctionResult, Module, Resource
 from imcc.ir.ops import Op, Value
 from imcc.ir.types import TensorType
 
-_SCOPES = st.sampled_from(["", "fc", "blocks.0.attn", "blocks.1", "weird \"name\"", "äöü"])
+_SCOPES = st.sampled_from(["", "fc", "blocks.0.attn", "blocks.1", 'weird "name"', "äöü"])
 
 
 @st.composite
@@ -51,7 +51,7 @@ def _op(
 ) -> Op:
     x = draw(st.sampled_from(values))
     kind = core.tensor(x)
-    batch, width = kind.shape[0], kind.shape[1]
+    width = kind.shape[1]
     if not isinstance(width, int):
         raise TypeError("strategies keep the second axis concrete")
     choice = draw(st.integers(0, 5))
@@ -70,9 +70,7 @@ def _op(
     if choice == 4:
         low, high = draw(st.integers(0, 2)), draw(st.integers(0, 2))
         fill = draw(st.floats(allow_nan=False, width=32))
-        return core.Pad(
-            x=x, before=(0, low), after=(0, high), value=fill, scope=scope, loc=loc
-        )
+        return core.Pad(x=x, before=(0, low), after=(0, high), value=fill, scope=scope, loc=loc)
     resource = module.add_resource(Resource(f"w.{index}", TensorType((width,), "f32")))
     constant = core.Constant.of(resource.name, resource.type)
     function.append(constant)

@@ -96,8 +96,11 @@ FAULTS = {
     "unknown attribute": ("bitz = 8", "bits = 8", "IMC107"),
     "attribute of wrong kind": ('bits = "8"', "bits = 8", "IMC107"),
     "operands missing": ("quant.linear %q :", "quant.linear %q, %w :", "IMC106"),
-    "value defined twice": ("%w = core.constant {value = @s}", "%s = core.constant {value = @s}",
-                            "IMC104"),
+    "value defined twice": (
+        "%w = core.constant {value = @s}",
+        "%s = core.constant {value = @s}",
+        "IMC104",
+    ),
     "other version": ("// imc 2", "// imc 1", "IMC102"),
     "no version": ("//", "// imc 1", "IMC102"),
     "bad type": ("tensor<Bx3xi33>", "tensor<Bx3xi32>", "IMC108"),
@@ -149,9 +152,16 @@ def test_mutated_text_never_raises_anything_else(data):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\x00\x01\x02", "// imc 1\n" + "[" * 5000, "// imc 1\nmodule @m {" + "{" * 9999,
-     "// imc 1\nmodule @m { func @f() -> () { core.reshape %x {shape = " + "[" * 200 + "]" * 200
-     + "} : tensor<f32> } }", "// imc 1\nmodule @m { resource @a : tensor<" + "9" * 6000 + "xf32> }"],
+    [
+        "",
+        "\x00\x01\x02",
+        "// imc 1\n" + "[" * 5000,
+        "// imc 1\nmodule @m {" + "{" * 9999,
+        "// imc 1\nmodule @m { func @f() -> () { core.reshape %x {shape = "
+        + ("[" * 200 + "]" * 200)
+        + "} : tensor<f32> } }",
+        "// imc 1\nmodule @m { resource @a : tensor<" + "9" * 6000 + "xf32> }",
+    ],
 )
 def test_hostile_text_is_refused(text):
     with pytest.raises(DiagnosticError):

@@ -224,9 +224,7 @@ class _Binary(Op):
 class Add(_Binary, name="core.add"):
     """Elementwise sum with broadcasting: ``y = a + b``."""
 
-    example = (
-        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.add %a, %b : tensor<Bx4xf32>"
-    )
+    example = "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.add %a, %b : tensor<Bx4xf32>"
 
 
 class Subtract(_Binary, name="core.subtract"):
@@ -248,6 +246,4 @@ class Multiply(_Binary, name="core.multiply"):
 class Divide(_Binary, name="core.divide"):
     """Elementwise quotient with broadcasting: ``y = a / b``."""
 
-    example = (
-        "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.divide %a, %b : tensor<Bx4xf32>"
-    )
+    example = "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.divide %a, %b : tensor<Bx4xf32>"

@@ -39,7 +39,7 @@ def _size_at(op: Op, kind: TensorType, axis: int) -> Dim:
 class _Layer(Op):
     x: Value = operand(TensorType, elements=FLOATS)
     weight: Value = operand(TensorType, elements=FLOATS)
-    bias: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[N]")
+    bias: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[N]")
 
     def verify(self) -> None:
         """One element type, and a bias with one number per output."""
@@ -124,8 +124,8 @@ class BatchNorm(Op, name="nn.batch_norm"):
     x: Value = operand(TensorType, elements=FLOATS)
     mean: Value = operand(TensorType, elements=FLOATS, doc="[C]")
     var: Value = operand(TensorType, elements=FLOATS, doc="[C], not negative")
-    weight: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[C]")
-    bias: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[C]")
+    weight: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[C]")
+    bias: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[C]")
     axis: int = attribute(maximum=-1, doc="the axis of channels, from the back")
     eps: float = attribute(default=1e-5, minimum=0)
     y: Value = result()
@@ -156,8 +156,8 @@ class LayerNorm(Op, name="nn.layer_norm"):
     )
 
     x: Value = operand(TensorType, elements=FLOATS)
-    weight: Value | None = operand(TensorType, elements=FLOATS, optional=True)
-    bias: Value | None = operand(TensorType, elements=FLOATS, optional=True)
+    weight: Value | None = operand(TensorType, elements=FLOATS, default=None)
+    bias: Value | None = operand(TensorType, elements=FLOATS, default=None)
     normalized_shape: tuple[int, ...] = attribute(minimum=1, doc="sizes of the trailing axes")
     eps: float = attribute(default=1e-5, minimum=0)
     y: Value = result()

@@ -41,7 +41,7 @@ class Quantize(Op, name="quant.quantize"):
     x: Value = operand(TensorType, elements=FLOATS)
     scale: Value = operand(TensorType, elements=FLOATS, doc="positive; [] or [axis size]")
     zero_point: Value | None = operand(
-        TensorType, elements={"i32"}, optional=True, doc="shaped like scale; absent means 0"
+        TensorType, elements={"i32"}, default=None, doc="shaped like scale; absent means 0"
     )
     bits: int = attribute(minimum=1, maximum=32, unit="bit")
     signed: bool = attribute()
@@ -67,13 +67,12 @@ class Dequantize(Op, name="quant.dequantize"):
     """
 
     example = (
-        "%x: tensor<Bx4xq<s8>>, %s: tensor<f32> => "
-        "%y = quant.dequantize %x, %s : tensor<Bx4xf32>"
+        "%x: tensor<Bx4xq<s8>>, %s: tensor<f32> => %y = quant.dequantize %x, %s : tensor<Bx4xf32>"
     )
 
     x: Value = operand(TensorType, quantised=True)
     scale: Value = operand(TensorType, elements=FLOATS)
-    zero_point: Value | None = operand(TensorType, elements={"i32"}, optional=True)
+    zero_point: Value | None = operand(TensorType, elements={"i32"}, default=None)
     y: Value = result()
 
     def infer(self) -> Type:
@@ -89,7 +88,7 @@ class _Accumulating(Op):
     x: Value = operand(TensorType, quantised=True, doc="codes of the input, one scale per tensor")
     weight: Value = operand(TensorType, quantised=True, doc="codes, [N, ...]")
     x_zero_point: Value | None = operand(
-        TensorType, elements={"i32"}, optional=True, doc="scalar; absent means 0"
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
     )
 
     def check_elements(self, terms: int) -> None:
@@ -137,8 +136,8 @@ class Linear(_Accumulating, name="quant.linear"):
 class Conv(_Accumulating, name="quant.conv"):
     """Integer convolution over the last ``len(stride)`` axes, as ``nn.conv``, in 32-bit integers.
 
-    ``y[b, n, p] = sum_{c, k} (x[b, c, p * stride + k * dilation - padding] - zx) * weight[n, c, k]``
-    with x = zx outside of the input.
+    ``y[b, n, p] = sum_{c, k} (x[b, c, q] - zx) * weight[n, c, k]`` at the input position
+    ``q = p * stride + k * dilation - padding``, with x = zx outside of the input.
     """
 
     example = (
@@ -184,7 +183,7 @@ class Rescale(Op, name="quant.rescale"):
 
     acc: Value = operand(TensorType, elements={"i32", "f32", "f64"})
     scale: Value = operand(TensorType, elements=FLOATS, doc="[] or [C]")
-    bias: Value | None = operand(TensorType, elements=FLOATS, optional=True, doc="[C]")
+    bias: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[C]")
     axis: int = attribute(default=-1, maximum=-1)
     y: Value = result()
 

@@ -10,7 +10,7 @@ from imcc.ir.types import TensorType
 
 
 def check_window(op: Op, x: TensorType, weight: TensorType, groups: int) -> None:
-    """Channels of input and weight fit: ``x [..., C, spatial]``, ``weight [N, C/groups, kernel]``."""
+    """Channels fit: ``x [..., C, spatial]`` and ``weight [N, C/groups, kernel]``."""
     spatial = weight.rank - 2
     if spatial < 1 or x.rank < spatial + 1:
         raise op.fail(f"{x} and weight {weight} do not fit a convolution")

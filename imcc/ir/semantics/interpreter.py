@@ -130,8 +130,8 @@ def _bind(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
     if len(inputs) != len(wanted):
         names = ", ".join(f"%{value.name}" for value in wanted)
         raise error(
-            codes.BAD_INPUT, f"@{function.name} takes {len(wanted)} inputs ({names}), "
-            f"{len(inputs)} given"
+            codes.BAD_INPUT,
+            f"@{function.name} takes {len(wanted)} inputs ({names}), {len(inputs)} given",
         )
     symbols: dict[str, int] = {}
     for value, given in zip(wanted, inputs, strict=True):
@@ -163,9 +163,7 @@ def _bind(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
     return symbols
 
 
-def _state(
-    function: Function, name: str, known: dict[str, Any], resources: ResourceStore
-) -> Any:
+def _state(function: Function, name: str, known: dict[str, Any], resources: ResourceStore) -> Any:
     if name in known:
         return known[name]
     module = function.module

@@ -44,9 +44,7 @@ def expand_groups(values: Tensor, element: QuantType, shape: tuple[int, ...]) ->
     return runs.reshape(shape[0], *middle, shape[-1])
 
 
-def quantise(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, element: QuantType
-) -> Tensor:
+def quantise(x: Tensor, scale: Tensor, zero_point: Tensor | None, element: QuantType) -> Tensor:
     """Codes of ``x``: ``clamp(round(x / scale) + zero_point, minimum, maximum)``."""
     shape = tuple(x.shape)
     made = round_straight_through(x / expand_groups(scale, element, shape))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import DiagnosticCollector, Diagnostic, error, nearest
+from imcc.ir.diagnostics import Diagnostic, DiagnosticCollector, error, nearest
 from imcc.ir.module import Module, Resource
 from imcc.ir.types import Element, QuantType, TensorType
 

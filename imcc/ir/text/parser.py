@@ -6,6 +6,7 @@ one run reports several; an error of syntax ends the run at its place.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
@@ -64,15 +65,15 @@ _HUMAN = {
     "SHA256": "'sha256'",
     "TARGET": "'target'",
     "LOC": "'loc'",
-    "LBRACE": "'{'",
+    "_LBRACE": "'{'",
     "RBRACE": "'}'",
     "LPAR": "'('",
     "RPAR": "')'",
     "LSQB": "'['",
     "RSQB": "']'",
-    "COMMA": "','",
-    "COLON": "':'",
-    "EQUAL": "'='",
+    "_COMMA": "','",
+    "_COLON": "':'",
+    "_EQUAL": "'='",
     "MORETHAN": "'>'",
 }
 
@@ -107,6 +108,9 @@ def parse_module(text: str, file: str = "<text>") -> Module:
         parser = _parser()
         state = _Builder(file, text)
         _DELEGATE.builder = state
+        # Everything built here stays alive: collecting cycles meanwhile only walks it again.
+        collecting = gc.isenabled()
+        gc.disable()
         try:
             parser.parse(text, start="module")
         except DiagnosticError as failed:
@@ -115,6 +119,8 @@ def parse_module(text: str, file: str = "<text>") -> Module:
             state.errors.add(_syntax(wrong, text, file))
         finally:
             _DELEGATE.builder = None
+            if collecting:
+                gc.enable()
     state.errors.raise_errors()
     if state.module is None:
         raise DiagnosticError(Diagnostic(codes.SYNTAX, "no module", text=Location(file, 1)))
@@ -170,9 +176,7 @@ class _Builder:
 
     def fault(self, code: codes.Code, message: str, token: Token, **more: Any) -> None:
         place = self.place(token)
-        self.errors.add(
-            Diagnostic(code, message, text=place, window=self.window(place), **more)
-        )
+        self.errors.add(Diagnostic(code, message, text=place, window=self.window(place), **more))
 
     def type(self, token: Token) -> Type:
         try:
@@ -282,9 +286,7 @@ class _Delegate:
         arguments = rest.pop(0) if isinstance(rest[0], list) else []
         results = rest.pop(0)
         target = rest[0][1] if rest else None
-        made = Function(
-            name[1:], results=results, target=target, text_loc=state.place(name)
-        )
+        made = Function(name[1:], results=results, target=target, text_loc=state.place(name))
         state.values = {}
         for token, kind, mark in arguments:
             if token in state.values:

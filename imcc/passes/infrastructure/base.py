@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from imcc.passes.infrastructure.context import PassContext
 
 
-
 @dataclass(frozen=True)
 class Exact:
     """The pass promises bit-equal results."""

@@ -49,7 +49,7 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
     from lark.exceptions import UnexpectedCharacters, UnexpectedInput, VisitError
 
     try:
-        named: list[tuple[str, dict[str, Any]]] = _grammar().parse(text)
+        named: Any = _grammar().parse(text)
     except UnexpectedInput as wrong:
         column = max(wrong.column, 1) if wrong.column else len(text) + 1
         line = max(wrong.line, 1) if wrong.line else 1
@@ -118,8 +118,7 @@ def _check_needs(item: Pass, module: Module, context: PassContext) -> None:
     if item.requires_phase is not None and module.phase != item.requires_phase:
         raise error(
             codes.PASS_REQUIRES,
-            f"pass {item.name} needs phase {item.requires_phase!r}, the module is "
-            f"{module.phase!r}",
+            f"pass {item.name} needs phase {item.requires_phase!r}, the module is {module.phase!r}",
             help="run the passes that lead there first; `imcc targets NAME` shows the pipeline",
         )
     if "weights" in item.needs:
