@@ -69,7 +69,7 @@ class Backend(ABC):
     def pipeline(self, target: Target) -> str:
         """The default passes, as text, from phase ``captured`` to the last phase."""
 
-    def load_rules(self) -> None:
+    def load_rules(self) -> None:  # noqa: B027 -- a backend may have none
         """Import the rules (legality, lowering, evaluation, cost) of this backend."""
 
     def legal(self, op: Op, target: Target) -> str | None:

@@ -1,0 +1,235 @@
+"""Noise models of cells: one interface for write and read noise, found through entry points.
+
+Conductances are fractions of the largest one, ``g_max``. A model says what a cell becomes
+(:meth:`NoiseModel.sample`, from standard normals) and its mean and variance
+(:meth:`NoiseModel.moments`), which lets the simulator refer the noise of a column of cells to the
+column's output. Other packages add models in the entry-point group ``imcc.noise_models``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error, nearest
+
+_SQRT2 = math.sqrt(2.0)
+
+
+class NoiseModel(ABC):
+    """Noise of a cell. ``kind`` says when it is drawn: at each write or at each read."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def create(cls, parameters: dict[str, Any], g_range: float) -> NoiseModel:
+        """Build from the target's table; ``g_range = 1 - g_min / g_max``."""
+
+    @property
+    @abstractmethod
+    def silent(self) -> bool:
+        """Whether the model changes nothing."""
+
+    @abstractmethod
+    def moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the conductance of cells meant to have conductance ``g``."""
+
+    @abstractmethod
+    def sample(self, g: Tensor, normal: Tensor) -> Tensor:
+        """Conductances of cells meant to have ``g``; ``normal`` holds a standard normal each."""
+
+    @property
+    def constant_variance(self) -> float | None:
+        """The variance, if it is the same for every conductance and the mean is ``g``."""
+        return None
+
+    @property
+    def pulses(self) -> float:
+        """Expected write pulses of one cell."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class NoNoise(NoiseModel):
+    """``g' = g``."""
+
+    kind: ClassVar[str] = "any"
+
+    @classmethod
+    def create(cls, parameters: dict[str, Any], g_range: float) -> NoNoise:
+        """No parameters."""
+        return cls()
+
+    @property
+    def silent(self) -> bool:
+        """Always."""
+        return True
+
+    def moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """``(g, 0)``."""
+        return g, torch.zeros_like(g)
+
+    def sample(self, g: Tensor, normal: Tensor) -> Tensor:
+        """``g``."""
+        return g
+
+    @property
+    def constant_variance(self) -> float | None:
+        """Zero."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class GaussianWrite(NoiseModel):
+    """``g' = max(0, g + s e)``, ``s = sigma_fraction * (g_max - g_min)``, e a standard normal.
+
+    With verify, a cell is rewritten until ``|s e|`` is within ``tolerance_fraction`` of the range:
+    e is then a normal truncated to ``[-a, a]``, ``a = tolerance_fraction / sigma_fraction``, after
+    ``1 / P(|e| <= a)`` pulses on average. Source: additive programming error independent of the
+    state, the model of CrossSim ("NormalIndependentDevice") and of ISAAC-style studies; truncation
+    is what accepting within a tolerance does.
+
+    ``sigma`` is s, in units of g_max; ``bound`` is a (infinite without verify).
+    """
+
+    kind: ClassVar[str] = "write"
+
+    sigma: float
+    bound: float = math.inf
+
+    @classmethod
+    def create(cls, parameters: dict[str, Any], g_range: float) -> GaussianWrite:
+        """From ``sigma_fraction``, ``verify`` and ``tolerance_fraction``."""
+        sigma = float(parameters["sigma_fraction"])
+        bound = math.inf
+        if parameters.get("verify") and sigma > 0:
+            bound = float(parameters["tolerance_fraction"]) / sigma
+        return cls(sigma * g_range, bound)
+
+    @property
+    def silent(self) -> bool:
+        """When sigma is 0."""
+        return self.sigma == 0
+
+    @property
+    def _inside(self) -> float:
+        return 1.0 if math.isinf(self.bound) else math.erf(self.bound / _SQRT2)
+
+    @property
+    def pulses(self) -> float:
+        """``1 / P(|e| <= a)``."""
+        return 1.0 / self._inside
+
+    def moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed form for the truncated normal, clipped at conductance 0."""
+        if self.silent:
+            return g, torch.zeros_like(g)
+        wide = g.to(torch.float64)
+        low = (-wide / self.sigma).clamp(-self.bound, self.bound)
+        top = torch.full_like(low, self.bound)
+        tail = 0.0 if math.isinf(self.bound) else self.bound * float(_density(top.flatten()[0]))
+        zeroth = (_cumulative(top) - _cumulative(low)) / self._inside
+        first = (_density(low) - _density(top)) / self._inside
+        finite = torch.where(torch.isinf(low), torch.zeros_like(low), low)
+        second = zeroth + (finite * _density(low) - tail) / self._inside
+        mean = wide * zeroth + self.sigma * first
+        square = wide**2 * zeroth + 2 * wide * self.sigma * first + self.sigma**2 * second
+        return mean.to(g.dtype), (square - mean**2).clamp_min(0).to(g.dtype)
+
+    def sample(self, g: Tensor, normal: Tensor) -> Tensor:
+        """Truncation maps the quantile of ``normal`` into the quantiles of ``[-a, a]``."""
+        if self.silent:
+            return g
+        if not math.isinf(self.bound):
+            share = _cumulative(normal.to(torch.float64)) - 0.5
+            normal = torch.special.ndtri(0.5 + share * self._inside).to(g.dtype)
+        return (g + self.sigma * normal).clamp_min(0.0)
+
+
+@dataclass(frozen=True)
+class GaussianRead(NoiseModel):
+    """``g' = g + sigma e``, ``sigma = sigma_fraction`` in units of g_max, fresh at every read.
+
+    A column that applies ``x_k`` to cell k then has a normal error with variance
+    ``sigma^2 * sum_k x_k^2``: the sum of independent normals is a normal, so drawing one number for
+    each column is the same distribution as drawing one for each cell. The fluctuation of a current
+    may go below 0, hence no clipping. Source: additive read noise as in CrossSim
+    ("NormalIndependentDevice" read noise).
+    """
+
+    kind: ClassVar[str] = "read"
+
+    sigma: float
+
+    @classmethod
+    def create(cls, parameters: dict[str, Any], g_range: float) -> GaussianRead:
+        """From ``sigma_fraction``."""
+        return cls(float(parameters["sigma_fraction"]))
+
+    @property
+    def silent(self) -> bool:
+        """When sigma is 0."""
+        return self.sigma == 0
+
+    def moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """``(g, sigma^2)``."""
+        return g, torch.full_like(g, self.sigma**2)
+
+    def sample(self, g: Tensor, normal: Tensor) -> Tensor:
+        """One read of each cell."""
+        return g + self.sigma * normal
+
+    @property
+    def constant_variance(self) -> float | None:
+        """``sigma^2``."""
+        return self.sigma**2
+
+
+def _cumulative(z: Tensor) -> Tensor:
+    return torch.special.ndtr(z)
+
+
+def _density(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+
+
+@lru_cache(maxsize=1)
+def _points() -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group="imcc.noise_models")}
+
+
+def find_noise_model(name: str) -> type[NoiseModel]:
+    """The model by name; raises ``BAD_TARGET`` with the nearest names if there is none."""
+    point = _points().get(name)
+    if point is None:
+        raise error(
+            codes.BAD_TARGET,
+            f"unknown noise model {name!r}",
+            suggestions=nearest(name, _points()),
+            help=f"installed models: {', '.join(sorted(_points()))}",
+        )
+    try:
+        made = point.load()
+    except Exception as wrong:
+        raise error(
+            codes.PLUGIN,
+            f"noise model {name!r} ({point.value}) does not load: {wrong}",
+            help="repair or uninstall the package that registers it",
+        ) from wrong
+    if not (isinstance(made, type) and issubclass(made, NoiseModel)):
+        raise error(codes.PLUGIN, f"{point.value} is not a NoiseModel")
+    return made
+
+
+def noise_model_names() -> list[str]:
+    """Names of the installed models, sorted."""
+    return sorted(_points())
