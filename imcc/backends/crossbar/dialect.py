@@ -197,7 +197,7 @@ class Mvm(Op, name="xbar.mvm"):
     x: Value = operand(TensorType, quantised=True, doc="codes, [..., K] or [..., C, spatial]")
     matrix: Value = operand(MatrixType, doc="read, not consumed")
     x_zero_point: Value | None = operand(
-        TensorType, elements={"i32"}, optional=True, doc="scalar; absent means 0"
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
     )
     kernel: tuple[int, ...] = attribute(default=(), minimum=1, doc="empty: a plain product")
     stride: tuple[int, ...] = attribute(default=(), minimum=1)
