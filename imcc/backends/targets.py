@@ -262,8 +262,9 @@ def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) ->
     found = item.get("input")
     plain = isinstance(found, (bool, int, float, str, list))
     suffix = f", found {toml_value(found)}" if plain else ""
+    where = f"key {shown}: " if path else ""
     return Diagnostic(
-        codes.BAD_TARGET, f"{origin}: key {shown}: {message}{suffix}", help=_help_at(model, path)
+        codes.BAD_TARGET, f"{origin}: {where}{message}{suffix}", help=_help_at(model, path)
     )
 
 

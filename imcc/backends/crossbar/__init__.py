@@ -3,3 +3,51 @@
 ``dialect`` says what the programs are, ``target`` what the hardware is, ``passes`` map, calibrate,
 place and schedule, ``simulate`` computes what the hardware computes, ``cost`` counts what it does.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from imcc.backends.api import Activity, Backend, Target
+
+if TYPE_CHECKING:
+    from imcc.ir.cost import CostRecord
+    from imcc.ir.module import Module
+
+
+class CrossbarBackend(Backend):
+    """Crossbars of resistive cells with differential weights and bit-serial inputs."""
+
+    name: ClassVar[str] = "crossbar"
+    deploy_functions: ClassVar[tuple[str, ...]] = ("deploy",)
+
+    def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
+        """Validate by :class:`imcc.backends.crossbar.target.TargetKeys`."""
+        from imcc.backends.crossbar.target import load
+
+        return load(name, data, origin)
+
+    def pipeline(self, target: Target) -> str:
+        """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
+        return (
+            "canonicalize, fold-batch-norm, dead-code, calibrate-activations, quantize-weights, "
+            "integer-arithmetic, map-crossbars, calibrate-adc, place, schedule"
+        )
+
+    def load_rules(self) -> None:
+        """Legality, lowering, cost; the simulator's rules load with the dialect's semantics."""
+        for part in ("legality", "lowering", "cost"):
+            importlib.import_module(f"imcc.backends.crossbar.{part}")
+
+    def cost(
+        self, module: Module, function: str, target: Target, activity: Activity = "assumed"
+    ) -> CostRecord:
+        """Cost of one call of an entry point of a scheduled module, B = 1."""
+        self.load_rules()
+        from imcc.backends.crossbar.record import cost_record
+
+        return cost_record(module, function, target, activity)
+
+
+BACKEND = CrossbarBackend()

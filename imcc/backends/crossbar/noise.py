@@ -195,7 +195,8 @@ class GaussianRead(NoiseModel):
 
 
 def _cumulative(z: Tensor) -> Tensor:
-    return torch.special.ndtr(z)
+    made: Tensor = torch.special.ndtr(z)
+    return made
 
 
 def _density(z: Tensor) -> Tensor:

@@ -1,0 +1,318 @@
+"""The keys of a crossbar target: what they mean, their units, their ranges, how they fit together.
+
+The file is validated by pydantic with no key left unexplained; :class:`CrossbarTarget` is what the
+rules of this backend get.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from imcc.backends.api import Target
+from imcc.backends.crossbar.noise import (
+    NoiseModel,
+    NoNoise,
+    find_noise_model,
+    noise_model_names,
+)
+from imcc.ir.cost import Figure
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Array(_Keys):
+    """One crossbar."""
+
+    rows: int = Field(ge=1, le=4096, description="word lines of one crossbar")
+    columns: int = Field(ge=2, le=4096, description="bit lines of one crossbar, even")
+    cell_bits: int = Field(ge=1, le=8, description="bits of one cell: 2^cell_bits levels")
+    encoding: Literal["differential"] = Field(
+        default="differential", description="positive and negative weights in a pair of columns"
+    )
+    dummy_column: bool = Field(
+        default=True,
+        description="subtract the current of a column of off cells before conversion, so that a "
+        "finite on/off ratio adds no offset to the column sum",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _even(cls, columns: int) -> int:
+        if columns % 2:
+            raise ValueError("must be even, for a differential pair takes two columns")
+        return columns
+
+
+class Dac(_Keys):
+    """Drivers of the rows."""
+
+    bits: int = Field(default=1, ge=1, le=8, description="input bits applied in one read")
+
+
+class Adc(_Keys):
+    """Converters of the columns."""
+
+    bits: int = Field(ge=1, le=16, description="bits of one conversion")
+    columns_per_adc: int = Field(ge=1, description="columns that take turns at one converter")
+
+
+class WriteNoise(_Keys):
+    """Error of a cell after writing."""
+
+    model: str = Field(default="gaussian_write", description="a write-noise model, or none")
+    sigma_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max - g_min"
+    )
+    verify: bool = Field(default=False, description="rewrite a cell until it is within tolerance")
+    tolerance_fraction: float = Field(
+        default=0.02, gt=0, le=1, description="accepted error as a fraction of g_max - g_min"
+    )
+
+
+class ReadNoise(_Keys):
+    """Fluctuation of a cell at each read."""
+
+    model: str = Field(default="gaussian_read", description="a read-noise model, or none")
+    sigma_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max"
+    )
+
+
+class Device(_Keys):
+    """One memory cell."""
+
+    g_max_us: float = Field(gt=0, description="conductance of the highest level, in microsiemens")
+    on_off_ratio: float = Field(gt=1, description="g_max / g_min")
+    write_noise: WriteNoise = Field(default=WriteNoise(), description="noise of writing")
+    read_noise: ReadNoise = Field(default=ReadNoise(), description="noise of reading")
+
+
+class Hierarchy(_Keys):
+    """Chip > tile > PE > crossbar."""
+
+    crossbars_per_pe: int = Field(ge=1, description="crossbars in one processing element")
+    pes_per_tile: int = Field(ge=1, description="processing elements in one tile")
+    tiles_per_chip: int | None = Field(
+        default=None, ge=1, description="tiles on the chip; absent: as many as it takes"
+    )
+    share_tiles: bool = Field(default=False, description="whether one tile may serve two layers")
+
+
+class Timing(_Keys):
+    """Durations."""
+
+    clock_ns: float = Field(gt=0, description="period of the digital clock")
+    read_ns: float = Field(gt=0, description="applying an input digit until columns settle")
+    conversion_ns: float = Field(gt=0, description="one conversion of an ADC")
+    write_ns: float = Field(gt=0, description="one write pulse, for all cells of a row")
+
+
+class Digital(_Keys):
+    """Units for what is not a matrix product."""
+
+    lanes: int = Field(ge=1, description="32-bit lanes of the chip's vector unit")
+    buffer_word_bits: int = Field(ge=1, description="bits of one access to a tile's buffer")
+
+
+class ActivityKeys(_Keys):
+    """Assumptions about data where a cost depends on it."""
+
+    input_bit_density: float = Field(
+        default=0.5, ge=0, le=1, description="share of input bits that are 1"
+    )
+
+
+class Component(_Keys):
+    """A component's figures. An absent figure is unknown, and is reported so, not as 0."""
+
+    energy_pj: float | None = Field(default=None, ge=0, description="energy of one event")
+    energy_pj_by_bits: dict[str, float] | None = Field(
+        default=None,
+        description="energy of one event by resolution, log-linear between; instead of energy_pj",
+    )
+    area_um2: float | None = Field(default=None, ge=0, description="area of one instance")
+    leakage_uw: float | None = Field(default=None, ge=0, description="leakage of one instance")
+    per: str = Field(description="what one event is")
+    node_nm: float = Field(gt=0, description="technology node of the figures")
+    source: str = Field(min_length=1, description="where the figures come from")
+    note: str = Field(default="", description="what to know when using them")
+
+    @field_validator("energy_pj_by_bits")
+    @classmethod
+    def _bits(cls, table: dict[str, float] | None) -> dict[str, float] | None:
+        for key, value in (table or {}).items():
+            if not key.isdigit() or not value > 0:
+                raise ValueError("needs keys that are bits and values above 0")
+        return table
+
+    @model_validator(mode="after")
+    def _one(self) -> Component:
+        if self.energy_pj is not None and self.energy_pj_by_bits is not None:
+            raise ValueError("energy_pj and energy_pj_by_bits exclude each other")
+        return self
+
+    def energy(self, bits: int) -> float | None:
+        """Energy of one event in pJ at a resolution, or None if there is no figure for it.
+
+        Between two resolutions of the table the logarithm of the energy is linear in the bits;
+        beyond the table nothing is known.
+        """
+        if self.energy_pj_by_bits is None:
+            return self.energy_pj
+        known = sorted((int(key), value) for key, value in self.energy_pj_by_bits.items())
+        for (low, first), (high, last) in zip(known, known[1:] or known, strict=False):
+            if low <= bits <= high:
+                share = (bits - low) / (high - low) if high > low else 0.0
+                return math.exp((1 - share) * math.log(first) + share * math.log(last))
+        return None
+
+
+class Components(_Keys):
+    """All components that the cost rules count."""
+
+    cell_read: Component = Field(description="a cell under an applied input bit")
+    cell_write: Component = Field(description="a cell under a write pulse")
+    row_driver: Component = Field(description="the driver of one row")
+    column_driver: Component = Field(description="driver and multiplexer of one column")
+    adc: Component = Field(description="an analog-to-digital converter")
+    shift_add: Component = Field(description="shift-and-add behind one converter")
+    buffer_read: Component = Field(description="read access to a tile's buffer")
+    buffer_write: Component = Field(description="write access to a tile's buffer")
+    alu_add: Component = Field(description="addition or comparison of one vector lane")
+    alu_multiply: Component = Field(description="multiplication of one vector lane")
+
+
+class TargetKeys(_Keys):
+    """A crossbar target file."""
+
+    backend: Literal["crossbar"] = Field(description="the backend's name")
+    summary: str = Field(default="", description="one line for `imcc targets`")
+    array: Array = Field(description="one crossbar")
+    dac: Dac = Field(default=Dac(), description="row drivers")
+    adc: Adc = Field(description="column converters")
+    device: Device = Field(description="one cell")
+    hierarchy: Hierarchy = Field(description="how crossbars are grouped")
+    timing: Timing = Field(description="durations")
+    digital: Digital = Field(description="vector unit and buffers")
+    activity: ActivityKeys = Field(default=ActivityKeys(), description="assumed activity of data")
+    components: Components = Field(description="energy, area and leakage figures with sources")
+
+    @model_validator(mode="after")
+    def _fit(self) -> TargetKeys:
+        columns, share = self.array.columns, self.adc.columns_per_adc
+        if share > columns or columns % share:
+            raise ValueError(f"adc.columns_per_adc ({share}) must divide array.columns ({columns})")
+        for kind, name in (
+            ("write", self.device.write_noise.model),
+            ("read", self.device.read_noise.model),
+        ):
+            if name not in noise_model_names():
+                raise ValueError(
+                    f"device.{kind}_noise.model must be one of {', '.join(noise_model_names())}"
+                )
+            if find_noise_model(name).kind not in (kind, "any"):
+                raise ValueError(f"device.{kind}_noise.model: {name!r} is no model of {kind} noise")
+        return self
+
+
+@dataclass(frozen=True)
+class CrossbarTarget(Target):
+    """A validated crossbar target: ``keys`` is its typed form."""
+
+    keys: TargetKeys = None  # type: ignore[assignment]
+
+    @property
+    def levels(self) -> int:
+        """Levels of a cell."""
+        return int(2**self.keys.array.cell_bits)
+
+    @property
+    def off_level(self) -> float:
+        """``g_min`` in units of one level step: ``(levels - 1) / (on_off_ratio - 1)``."""
+        return (self.levels - 1) / (self.keys.device.on_off_ratio - 1)
+
+    @property
+    def column_offset(self) -> float:
+        """What each applied input step adds to a column sum besides the level: 0 if cancelled."""
+        return 0.0 if self.keys.array.dummy_column else self.off_level
+
+    @property
+    def write_noise(self) -> NoiseModel:
+        """The write-noise model; fractions of g_max."""
+        return self._noise(self.keys.device.write_noise)
+
+    @property
+    def read_noise(self) -> NoiseModel:
+        """The read-noise model; fractions of g_max."""
+        return self._noise(self.keys.device.read_noise)
+
+    def _noise(self, table: WriteNoise | ReadNoise) -> NoiseModel:
+        made = find_noise_model(table.model)
+        if made is NoNoise:
+            return NoNoise()
+        return made.create(table.model_dump(), 1 - 1 / self.keys.device.on_off_ratio)
+
+    def largest_column_sum(self, rows: int) -> float:
+        """The largest column sum of ``rows`` cells: every cell and every input digit at its top."""
+        top = self.levels - 1 + self.column_offset
+        inputs: int = 2**self.keys.dac.bits - 1
+        return rows * top * inputs
+
+    def full_range_step(self, rows: int) -> float:
+        """Converter step that loses nothing to clipping: 1 where that is lossless too."""
+        codes: int = 2**self.keys.adc.bits - 1
+        return max(1.0, self.largest_column_sum(rows) / codes)
+
+    @property
+    def mux_steps(self) -> int:
+        """Conversions that one converter makes for each input digit."""
+        return self.keys.adc.columns_per_adc
+
+    @property
+    def adcs_per_crossbar(self) -> int:
+        """Converters of one crossbar."""
+        return self.keys.array.columns // self.keys.adc.columns_per_adc
+
+    @property
+    def crossbars_per_tile(self) -> int:
+        """Crossbars of one tile."""
+        return self.keys.hierarchy.crossbars_per_pe * self.keys.hierarchy.pes_per_tile
+
+    def components(self) -> dict[str, Component]:
+        """All components by name."""
+        held = self.keys.components
+        return {name: getattr(held, name) for name in Components.model_fields}
+
+    def energy_pj(self, component: str) -> float | None:
+        """Energy of one event of a component, or None if unknown."""
+        made: Component = getattr(self.keys.components, component)
+        return made.energy(self.keys.adc.bits)
+
+    def figures(self, component: str) -> dict[str, Any]:
+        """The figures of a component as plain data, with unit, node and source."""
+        held: Component = getattr(self.keys.components, component)
+        made: dict[str, Any] = {}
+        for key, value, unit in (
+            ("energy", self.energy_pj(component), f"pJ per {held.per}"),
+            ("area", held.area_um2, "um2"),
+            ("leakage", held.leakage_uw, "uW"),
+        ):
+            if value is not None:
+                figure = Figure(value, unit, held.source, held.node_nm, held.note)
+                made[key] = figure.to_json()
+        return made
+
+
+def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
+    """Validate target data; see :func:`imcc.backends.targets.find_target` for what it raises."""
+    from imcc.backends.targets import validate, write_toml
+
+    keys = validate(TargetKeys, data, origin)
+    full = keys.model_dump(exclude_none=True)
+    return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys)
