@@ -1,0 +1,377 @@
+"""Conversion of an exported fx graph to IR: values, constants, places, and collected errors.
+
+What a single aten op becomes is a rule in :mod:`imcc.frontend.aten`. Ops whose inputs are all
+constant are computed here once, so that a transposed weight or a table built in ``forward`` is a
+resource and not an op.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from imcc.frontend.places import place_of_trace
+from imcc.ir import codes
+from imcc.ir.diagnostics import Diagnostic, DiagnosticCollector, DiagnosticError, Location, nearest
+from imcc.ir.dialects import core
+from imcc.ir.dims import Dim, Monomial
+from imcc.ir.module import Function, Module, Resource
+from imcc.ir.ops import Op, Value
+from imcc.ir.semantics.resources import ELEMENT_OF, ResourceStore
+from imcc.ir.types import TensorType
+
+AnyOp = TypeVar("AnyOp", bound=Op)
+Rule = Callable[..., Any]
+
+IGNORED: frozenset[str] = frozenset(
+    {
+        "aten._assert_tensor_metadata",
+        "aten._assert_scalar",
+        "aten._assert_async",
+        "aten.sym_constrain_range",
+        "aten.sym_constrain_range_for_size",
+    }
+)
+"""Checks that the exporter leaves in the graph; the types of the IR state the same."""
+
+
+SAME_VALUE: frozenset[str] = frozenset(
+    {"alias", "clone", "contiguous", "detach", "detach_", "lift_fresh", "lift_fresh_copy"}
+)
+"""Ops that return their first argument unchanged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Const:
+    """A constant of the graph before it becomes a resource.
+
+    ``scope`` is the module that owns it. ``transpose`` is the constant that this one is the
+    transpose of, if that is how it was made.
+    """
+
+    name: str
+    tensor: Tensor
+    scope: str = ""
+    transpose: Const | None = None
+
+
+class _Failed:
+    """Value of a node that was refused, so that what depends on it is not reported as well."""
+
+
+_FAILED = _Failed()
+
+
+class Converter:
+    """Builds the function ``@inference`` from an fx graph."""
+
+    def __init__(
+        self,
+        module: Module,
+        function: Function,
+        resources: ResourceStore,
+        rules: Mapping[str, Rule],
+        batch_symbols: frozenset[str],
+        hints: Mapping[str, str],
+    ) -> None:
+        self.module = module
+        self.function = function
+        self.resources = resources
+        self.rules = rules
+        self.batch_symbols = batch_symbols
+        self.hints = hints
+        self.values: dict[fx.Node, Any] = {}
+        self.found = DiagnosticCollector(limit=1000)
+        self.node: fx.Node | None = None
+        self.loc: tuple[Location, ...] = ()
+        self.scope = ""
+        self._constants: dict[int, tuple[Tensor, Value]] = {}
+        self._numbers: dict[tuple[float, str], Value] = {}
+        self._reported: set[tuple[str, tuple[Location, ...]]] = set()
+
+    # -- what rules use --------------------------------------------------------------------------
+
+    def emit(self, op: AnyOp) -> AnyOp:
+        """Append an op with the scope and place of the current node; returns it."""
+        op._set("scope", op.scope or self.scope)
+        op._set("loc", op.loc or self.loc)
+        self.function.append(op)
+        op.verify()
+        return op
+
+    def value(self, given: Value | Const) -> Value:
+        """The IR value of an argument; a constant becomes a resource and ``core.constant``."""
+        if isinstance(given, Value):
+            return given
+        return self.constant(given.name, given.tensor, given.scope)
+
+    def optional(self, given: Value | Const | None) -> Value | None:
+        """As :meth:`value`, None for an absent argument."""
+        return None if given is None else self.value(given)
+
+    def constant(self, name: str, tensor: Tensor, scope: str = "") -> Value:
+        """A constant, made once per tensor; raises for elements that are not finite."""
+        # The tensor is kept beside its value: an id is only unique while its object lives.
+        held = self._constants.get(id(tensor))
+        if held is not None:
+            return held[1]
+        if tensor.dtype not in ELEMENT_OF:
+            raise self.refuse(f"constant {name!r} has elements {tensor.dtype}")
+        if tensor.is_meta:
+            # A model without its weights: shapes are enough to map and cost it.
+            kind = TensorType(tuple(tensor.shape), ELEMENT_OF[tensor.dtype])
+            resource = Resource(name, kind)
+        else:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise self._not_finite(name, tensor)
+            resource = self.resources.put(name, tensor)
+        self.module.add_resource(resource)
+        made = core.Constant.of(resource.name, resource.type, name, scope)
+        value = self.emit(made).y
+        self._constants[id(tensor)] = (tensor, value)
+        return value
+
+    def number(self, value: float, like: Value) -> Value:
+        """A scalar constant with the element type of ``like``."""
+        element = core.tensor(like).element
+        key = (float(value), str(element))
+        if key not in self._numbers:
+            dtype = next(dtype for dtype, name in ELEMENT_OF.items() if name == element)
+            text = repr(float(value)).replace("+", "").replace("-", "minus_", 1)
+            made = torch.tensor(float(value), dtype=dtype)
+            self._numbers[key] = self.constant(f"number.{element}.{text}", made)
+        return self._numbers[key]
+
+    def shape(self, index: int | None = None) -> tuple[Dim, ...]:
+        """Shape of the current node's result (of its ``index``-th result)."""
+        node = self._current()
+        meta = node.meta["val"] if index is None else node.meta["val"][index]
+        return self.dims(meta)
+
+    def pieces(self) -> int:
+        """Number of results of the current node."""
+        return len(self._current().meta["val"])
+
+    def dims(self, meta: Any) -> tuple[Dim, ...]:
+        """Shape of a fake tensor, with the exporter's batch symbol written as ``B``."""
+        return tuple(self.dim(size) for size in meta.shape)
+
+    def dim(self, size: Any) -> Dim:
+        """A size as integer or monomial ``c*B``; refuses any other expression."""
+        if isinstance(size, int):
+            return size
+        import sympy
+
+        expression = sympy.expand(size.node.expr)
+        if expression.is_Integer:
+            return int(expression)
+        coefficient, rest = expression.as_coeff_Mul()
+        if coefficient.is_Integer and rest.is_Symbol and rest.name in self.batch_symbols:
+            return Monomial(int(coefficient), ("B",))
+        raise self.refuse(
+            f"a size depends on the batch as {expression}",
+            help="only multiples of the batch size are supported; keep the batch axis in front",
+        )
+
+    def refuse(self, message: str, *, reason: str = "", help: str = "") -> DiagnosticError:
+        """A supported op in an unsupported form, at the current node; raise what it returns."""
+        name = target_name(self._current())
+        return DiagnosticError(
+            Diagnostic(
+                codes.UNSUPPORTED_FORM,
+                f"{name}: {message}",
+                model=self.loc,
+                scope=self.scope,
+                reason=reason,
+                help=help,
+            )
+        )
+
+    # -- the walk --------------------------------------------------------------------------------
+
+    def convert(self, node: fx.Node) -> None:
+        """Convert one ``call_function`` node; errors are gathered in ``found``."""
+        self.node = node
+        self.scope = _scope(node)
+        self.loc = place_of_trace(node.meta.get("stack_trace"))
+        meta = node.meta.get("val")
+        if isinstance(meta, (torch.SymInt, int)):
+            # Arithmetic on sizes: the exporter knows the expression; refused only where used.
+            self.values[node] = meta
+            return
+        name = target_name(node)
+        if name in IGNORED:
+            return
+        failed = any(self.values.get(item) is _FAILED for item in node.all_input_nodes)
+        self.values[node] = _FAILED
+        try:
+            if node.target is operator.getitem:
+                if not failed:
+                    self.values[node] = self._getitem(*node.args)
+                return
+            folded = None if failed else self._fold(node)
+            if folded is not None:
+                self.values[node] = folded
+                return
+            rule = self.rules.get(name)
+            if rule is None:
+                self._unsupported(node, name)
+            elif not failed:
+                made = rule(self, **self._arguments(node))
+                self._check(node, made)
+                self.values[node] = made
+        except DiagnosticError as wrong:
+            for item in wrong.diagnostics:
+                changed = item
+                if item.code in (codes.OP_INVALID, codes.BAD_ATTRIBUTE):
+                    changed = item.at(
+                        code=codes.UNSUPPORTED_FORM,
+                        message=f"{name}: {item.message}",
+                        model=self.loc,
+                        scope=self.scope,
+                    )
+                self.found.add(changed)
+
+    def failed(self, node: fx.Node) -> bool:
+        """Whether the node was refused."""
+        return self.values.get(node) is _FAILED
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _current(self) -> fx.Node:
+        if self.node is None:
+            raise ValueError("no node is being converted")
+        return self.node
+
+    def _getitem(self, source: Any, index: Any) -> Any:
+        held = self.values[source]
+        made = held[index]
+        if made is None:
+            raise self.refuse(
+                f"result {index} of {target_name(source)} is used, only result 0 is supported"
+            )
+        return made
+
+    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+        """Arguments by the names of the op's schema; ``self`` and ``input`` are called ``x``."""
+        given: dict[str, Any] = {}
+        for position, declared in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            name = "x" if declared.name in ("self", "input") else declared.name
+            if position < len(node.args):
+                given[name] = self._argument(node.args[position])
+            elif declared.name in node.kwargs:
+                given[name] = self._argument(node.kwargs[declared.name])
+            else:
+                given[name] = declared.default_value
+        return given
+
+    def _argument(self, given: Any) -> Any:
+        if isinstance(given, fx.Node):
+            return self.values[given]
+        if isinstance(given, (list, tuple)):
+            return [self._argument(item) for item in given]
+        return given
+
+    def _fold(self, node: fx.Node) -> Any:
+        """The node's value where all inputs are constant and it draws no random numbers."""
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            return None
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            return None
+        inputs = [self.values[item] for item in node.all_input_nodes]
+        if not all(isinstance(item, Const) for item in inputs):
+            return None
+        if not isinstance(node.meta.get("val"), Tensor):
+            return None
+        first: Const | None = inputs[0] if inputs else None
+        base = target_name(node).removeprefix("aten.")
+        if first is not None and base in SAME_VALUE:
+            return first
+        args, kwargs = fx.node.map_arg(
+            (node.args, dict(node.kwargs)), lambda item: self.values[item].tensor
+        )
+        with torch.no_grad():
+            made = target(*args, **kwargs)
+        if first is None:
+            return Const(f"table.{node.name}", made, self.scope)
+        # A view that only swaps two axes leaves the memory as it was: the weight itself is used.
+        swapped = first.tensor.t() if first.tensor.dim() == 2 else None
+        transposed = (
+            swapped is not None
+            and base in ("t", "transpose.int", "permute", "numpy_T")
+            and made.shape == swapped.shape
+            and made.stride() == swapped.stride()
+        )
+        name = f"{first.name}.folded"
+        return Const(name, made, first.scope, first if transposed else None)
+
+    def _check(self, node: fx.Node, made: Any) -> None:
+        """The shape and elements that the IR infers are those that torch computed."""
+        meta = node.meta.get("val")
+        metas = meta if isinstance(meta, (tuple, list)) else (meta,)
+        values = made if isinstance(made, (tuple, list)) else (made,)
+        for value, fake in zip(values, metas, strict=False):
+            if not isinstance(value, Value) or not isinstance(fake, Tensor):
+                continue
+            kind = core.tensor(value)
+            element = ELEMENT_OF.get(fake.dtype)
+            if kind.shape != self.dims(fake) or kind.element != element:
+                raise self.refuse(
+                    f"would become {kind}, torch computes {list(fake.shape)} of {fake.dtype}"
+                )
+
+    def _unsupported(self, node: fx.Node, name: str) -> None:
+        if (name, self.loc) in self._reported:
+            return
+        self._reported.add((name, self.loc))
+        base = name.split(".")[1] if "." in name else name
+        known = sorted({item.split(".")[1] for item in self.rules})
+        hint = self.hints.get(base, "")
+        listed = "supported are " + ", ".join(known)
+        self.found.add(
+            Diagnostic(
+                codes.UNSUPPORTED_OP,
+                f"{name} is not supported",
+                model=self.loc,
+                scope=self.scope,
+                suggestions=nearest(base, known),
+                help=f"{hint}\n{listed}" if hint else listed,
+            )
+        )
+
+    def _not_finite(self, name: str, tensor: Tensor) -> DiagnosticError:
+        bad = int((~torch.isfinite(tensor)).sum())
+        return DiagnosticError(
+            Diagnostic(
+                codes.BAD_WEIGHTS,
+                f"{name} holds {bad} of {tensor.numel()} elements that are NaN or infinite",
+                model=self.loc,
+                scope=self.scope,
+                help="check how the weights are loaded or trained; "
+                "torch.isfinite(tensor).all() must hold",
+            )
+        )
+
+
+def target_name(node: fx.Node) -> str:
+    """``aten.conv2d.default`` for a node; the overload is left out of default ones."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = str(target)
+        return name.removesuffix(".default")
+    return getattr(target, "__name__", str(target))
+
+
+def _scope(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    scope = ""
+    for key, (path, _) in stack.items():
+        if not key.startswith("_empty"):
+            scope = path
+    return scope
