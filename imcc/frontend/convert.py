@@ -165,7 +165,7 @@ class Converter:
         """A size as integer or monomial ``c*B``; refuses any other expression."""
         if isinstance(size, int):
             return size
-        import sympy
+        import sympy  # type: ignore[import-untyped]
 
         expression = sympy.expand(size.node.expr)
         if expression.is_Integer:
