@@ -87,6 +87,10 @@ class Backend(ABC):
     ) -> CostRecord:
         """Cost of one call of an entry point with B = 1."""
 
+    def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
+        """Levels of write noise worth comparing, each with the target that has it; may be none."""
+        return []
+
     def targets(self) -> list[str]:
         """Names of the installed targets of this backend, sorted."""
         from imcc.backends.targets import list_targets

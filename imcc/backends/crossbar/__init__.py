@@ -6,6 +6,7 @@ place and schedule, ``simulate`` computes what the hardware computes, ``cost`` c
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +49,19 @@ class CrossbarBackend(Backend):
         from imcc.backends.crossbar.record import cost_record
 
         return cost_record(module, function, target, activity)
+
+    def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
+        """No write noise, then once, twice and four times the target's; none if it has none."""
+        held = target.data["device"]["write_noise"].get("sigma_fraction", 0.0)
+        made: list[tuple[float, Target]] = []
+        for factor in (0.0, 1.0, 2.0, 4.0) if held else ():
+            if factor == 1.0:
+                made.append((held, target))
+                continue
+            data = copy.deepcopy(dict(target.data))
+            data["device"]["write_noise"]["sigma_fraction"] = held * factor
+            made.append((held * factor, self.load_target(target.name, data, target.origin)))
+        return made
 
 
 BACKEND = CrossbarBackend()

@@ -1,0 +1,6 @@
+"""The whole way from a model to a :class:`CompiledModel`; what ``imcc.compile`` and the CLI call."""
+
+from imcc.driver.compiled import CompiledModel, load
+from imcc.driver.compiler import CompileOptions, compile, compile_file
+
+__all__ = ["CompileOptions", "CompiledModel", "compile", "compile_file", "load"]

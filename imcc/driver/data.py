@@ -1,0 +1,58 @@
+"""What users hand in as data, brought into one form: flat tuples of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import DiagnosticError, error
+
+
+def as_inputs(given: Any) -> tuple[Any, ...]:
+    """One call's inputs as a tuple: a tensor becomes a tuple of one, a list a tuple."""
+    if isinstance(given, Tensor):
+        return (given,)
+    if isinstance(given, tuple):
+        return given
+    if isinstance(given, list):
+        return tuple(given)
+    raise error(
+        codes.BAD_DATA,
+        f"inputs are a tensor or a tuple of tensors, not {type(given).__name__}",
+    )
+
+
+def calibration_batches(given: Any) -> list[tuple[Any, ...]]:
+    """Calibration data as a list of input tuples.
+
+    Accepts a list of input tuples, a list of tensors (one batch each), a tensor (one batch), or
+    one input tuple. Raises ``BAD_DATA`` for anything else, empty data and values that are not
+    finite.
+    """
+    items = list(given) if isinstance(given, Sequence) and not isinstance(given, tuple) else [given]
+    batches = [as_inputs(item) for item in items]
+    if not batches:
+        raise _bad("calibration_data() returned nothing")
+    for number, batch in enumerate(batches):
+        for value in batch:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                if not bool(torch.isfinite(value).all()):
+                    raise _bad(f"calibration batch {number} holds values that are not finite")
+    return batches
+
+
+def evaluation_set(given: Any) -> tuple[tuple[Any, ...], Any]:
+    """Evaluation data ``(inputs, targets)`` as an input tuple and targets."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise _bad("evaluation_data() returns a pair (inputs, targets)")
+    return as_inputs(given[0]), given[1]
+
+
+def _bad(message: str) -> DiagnosticError:
+    return error(
+        codes.BAD_DATA, message, help="docs/how-to/bring-your-model.md shows the expected forms"
+    )

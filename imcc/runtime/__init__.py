@@ -1,0 +1,1 @@
+"""Runs compiled programs: artifacts on disk, the executor, Monte Carlo trials."""

@@ -1,0 +1,179 @@
+"""The executor: deploys a program once for each set of trials, then runs inference in batches.
+
+R trials are folded into the leading axis of a batch, trial-major (row ``r * B + b``). Chunks bound
+memory; since draws are keyed by (seed, stream, trial, sample), results do not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imcc.backends.api import Backend, Target
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.ir.module import Module
+from imcc.ir.semantics.draws import Draws
+from imcc.ir.semantics.interpreter import evaluate_function
+from imcc.ir.semantics.resources import ResourceStore
+
+Progress = Callable[[int, int, str], None]
+MAX_FOLDED = 512
+"""Rows (trials times samples) that run together at most."""
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@dataclass
+class Executor:
+    """Runs the entry points of one module on one target.
+
+    ``backend`` and ``target`` None run the neutral meaning (a captured module, for instance).
+    """
+
+    module: Module
+    resources: ResourceStore
+    target: Target | None = None
+    backend: Backend | None = None
+    _deployed: dict[Any, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Load the backend's rules."""
+        if self.backend is not None:
+            self.backend.load_rules()
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        *,
+        trials: Sequence[int] = (0,),
+        seed: int = 0,
+        noisy: bool = True,
+        first_sample: int = 0,
+        progress: Progress = _silent,
+    ) -> list[Tensor]:
+        """Outputs of ``@inference``, each ``[R, B, ...]``.
+
+        ``inputs`` are tensors whose first axis is the batch B (an input without a batch axis is
+        handed to every chunk whole). ``trials`` are the numbers of the trials to run; sample b has
+        the number ``first_sample + b``. With ``noisy`` false nothing is drawn and one trial runs.
+        """
+        batch = self._batch(inputs)
+        if not noisy:
+            trials = tuple(trials)[:1]
+        parts: list[list[list[Tensor]]] = []
+        total = len(trials) * batch
+        done = 0
+        for group in _runs(tuple(trials), max(1, MAX_FOLDED // max(1, min(batch, 64)))):
+            row: list[list[Tensor]] = []
+            for start, stop in _chunks(batch, max(1, MAX_FOLDED // len(group))):
+                progress(done, total, "run")
+                samples = tuple(range(first_sample + start, first_sample + stop))
+                draws = Draws(seed, group, samples) if noisy else None
+                row.append(self._call(inputs, start, stop, batch, group, seed, draws))
+                done += len(group) * (stop - start)
+            parts.append(row)
+        progress(total, total, "run")
+        outputs = len(parts[0][0])
+        return [
+            torch.cat([torch.cat([part[i] for part in row], dim=1) for row in parts], dim=0)
+            for i in range(outputs)
+        ]
+
+    def _call(
+        self,
+        inputs: Sequence[Tensor],
+        start: int,
+        stop: int,
+        batch: int,
+        group: tuple[int, ...],
+        seed: int,
+        draws: Draws | None,
+    ) -> list[Tensor]:
+        count = stop - start
+        folded = [
+            self._fold(given, index, start, stop, len(group)) for index, given in enumerate(inputs)
+        ]
+        with torch.no_grad():
+            made = evaluate_function(
+                self.module.function("inference"),
+                folded,
+                resources=self.resources,
+                states=self._deploy(group, seed, draws is not None),
+                backend=self.backend.name if self.backend is not None else None,
+                target=self.target,
+                draws=draws,
+                trials=len(group),
+            )
+        return [output.reshape(len(group), count, *output.shape[1:]) for output in made.outputs]
+
+    def _fold(self, given: Tensor, index: int, start: int, stop: int, trials: int) -> Tensor:
+        if not self._is_batched(index):
+            return given
+        part = given[start:stop]
+        return part.repeat(trials, *([1] * (part.dim() - 1))) if trials > 1 else part
+
+    def _is_batched(self, index: int) -> bool:
+        kind = self.module.function("inference").inputs[index].type
+        shape = getattr(kind, "shape", ())
+        return bool(shape) and not isinstance(shape[0], int)
+
+    def _batch(self, inputs: Sequence[Tensor]) -> int:
+        wanted = self.module.function("inference").inputs
+        if len(inputs) != len(wanted):
+            names = ", ".join(f"%{value.name}" for value in wanted)
+            raise error(
+                codes.BAD_INPUT,
+                f"the program takes {len(wanted)} inputs ({names}), {len(inputs)} given",
+            )
+        sizes = {
+            int(given.shape[0])
+            for index, given in enumerate(inputs)
+            if self._is_batched(index) and given.dim()
+        }
+        if len(sizes) > 1:
+            raise error(codes.BAD_INPUT, f"inputs have different batch sizes {sorted(sizes)}")
+        if not sizes:
+            return 1
+        (size,) = sizes
+        if size == 0:
+            raise error(codes.BAD_INPUT, "the batch is empty")
+        return size
+
+    def _deploy(self, group: tuple[int, ...], seed: int, noisy: bool) -> dict[str, Any]:
+        """States after the deploy functions ran for these trials; the last set is kept."""
+        key = (group, seed, noisy)
+        if key not in self._deployed:
+            states: dict[str, Any] = {}
+            for name in self.backend.deploy_functions if self.backend is not None else ():
+                function = self.module.functions.get(name)
+                if function is None:
+                    continue
+                states = evaluate_function(
+                    function,
+                    (),
+                    resources=self.resources,
+                    states=states,
+                    backend=self.backend.name if self.backend is not None else None,
+                    target=self.target,
+                    draws=Draws(seed, group, (0,)) if noisy else None,
+                    trials=len(group),
+                ).states
+            self._deployed = {key: states}
+        return self._deployed[key]
+
+
+def _runs(trials: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(trials), size):
+        yield trials[start : start + size]
+
+
+def _chunks(batch: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, batch, size):
+        yield start, min(batch, start + size)
