@@ -304,7 +304,8 @@ class _Reader:
         whole = whole.reshape(batch, positions, kind.groups, kind.row_tiles, rows)
         whole = whole.permute(2, 3, 0, 1, 4)
         shifts = (torch.arange(op.digits, dtype=torch.int32) * op.dac_bits)[:, None]
-        digits = (whole[..., None, :] >> shifts) & (2**op.dac_bits - 1)
+        mask: int = 2**op.dac_bits - 1
+        digits: Tensor = (whole[..., None, :] >> shifts) & mask
         return digits.reshape(kind.groups * kind.row_tiles, -1, rows).to(torch.float32)
 
     def _column_sums(self, part: Tensor, trial: int) -> Tensor:
@@ -364,7 +365,8 @@ class _Reader:
                 on_grid(spread / scale, 1.0, rows).reshape(shape),
                 scale,
             )
-        return self._variance[1:]
+        _, mean, variance, scale = self._variance
+        return mean, variance, scale
 
     def _convert(self, sums: Tensor) -> Tensor:
         """Codes of the converters; with a monitor, the sums themselves."""

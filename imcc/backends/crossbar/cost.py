@@ -1,0 +1,199 @@
+"""Cost rules: what each op makes the hardware do, per inference (B = 1), in closed form.
+
+An event is ``component.action``; its energy is the figure of ``components.<component>``. Counts
+that depend on data use the assumed density of ones in input digits, ``activity.input_bit_density``.
+
+Not modelled, and said so in every record: the network between tiles, control, clock tree, DRAM.
+"""
+
+from __future__ import annotations
+
+import math
+
+from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
+from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.ir.cost import OpCost
+from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dims import evaluate
+from imcc.ir.ops import Op, Value
+from imcc.ir.rules import COST
+from imcc.ir.types import TensorType
+
+NOT_MODELLED = ("network between tiles", "control and clock tree", "off-chip memory")
+
+
+def elements(value: Value) -> int:
+    """Elements of a tensor for one inference: every symbol (batch, sequence) is 1."""
+    if not isinstance(value.type, TensorType):
+        return 0
+    count = value.type.elements
+    symbols = {} if isinstance(count, int) else dict.fromkeys(count.symbols, 1)
+    return evaluate(count, symbols)
+
+
+def element_bits(value: Value) -> int:
+    """Bits of one element in a buffer."""
+    kind = value.type
+    if not isinstance(kind, TensorType):
+        return 0
+    if kind.is_quantised:
+        return kind.quant.bits
+    return int("".join(char for char in str(kind.element) if char.isdigit()))
+
+
+def words(value: Value, target: CrossbarTarget) -> int:
+    """Buffer words that a tensor takes."""
+    bits = elements(value) * element_bits(value)
+    return math.ceil(bits / target.keys.digital.buffer_word_bits)
+
+
+@COST.register(Mvm, backend="crossbar")
+def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
+    """Read, convert, add.
+
+    For each position and input digit: the drivers of active rows fire once for each run of
+    columns, every cell of an active row passes current, every column of every run of rows is
+    converted once, and every conversion is added. ``columns_per_adc`` columns take turns at one
+    converter, so a digit takes ``columns_per_adc * (read_ns + conversion_ns)``; all crossbars of
+    the matrix work at once. Input codes come from the buffer once for each position.
+    """
+    held = op.held
+    keys = target.keys
+    positions = elements(op.y) // held.columns
+    reads = positions * op.digits
+    density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
+    columns = held.groups * held.row_tiles * held.physical_columns
+    conversions = reads * columns
+    input_bits = positions * held.rows * op.input_bits
+    busy = reads * target.mux_steps * (keys.timing.read_ns + keys.timing.conversion_ns)
+    return OpCost(
+        {
+            "row_driver.drive": reads * density * held.rows * held.column_tiles,
+            "cell_read.read": reads * density * held.cells,
+            "column_driver.select": conversions,
+            "adc.convert": conversions,
+            "shift_add.add": conversions,
+            "buffer_read.word": math.ceil(input_bits / keys.digital.buffer_word_bits),
+            "buffer_write.word": words(op.y, target),
+        },
+        busy,
+    )
+
+
+@COST.register(Program, backend="crossbar")
+def _program(op: Program, target: CrossbarTarget, activity: str) -> OpCost:
+    """Every cell of the matrix is written with the expected pulses of its write-noise model.
+
+    All cells of a row at once, row by row, all crossbars at the same time.
+    """
+    held = op.matrix.type
+    if not isinstance(held, MatrixType):
+        raise TypeError(f"{op.matrix!r} is no matrix")
+    pulses = target.write_noise.pulses
+    rows = min(held.array_rows, held.group_rows)
+    return OpCost(
+        {
+            "cell_write.pulse": held.cells * pulses,
+            "row_driver.drive": held.rows * held.column_tiles * pulses,
+            "buffer_read.word": words(op.codes, target),
+        },
+        rows * pulses * target.keys.timing.write_ns,
+    )
+
+
+@COST.register(core.Constant, backend="crossbar")
+def _constant(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(free="constants lie in the buffer; their reads count with the op that reads")
+
+
+@COST.register(core.Return, core.Reshape, backend="crossbar")
+def _structure(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(free="renames data, moves none")
+
+
+@COST.register(core.Permute, core.Slice, core.Concat, core.Pad, backend="crossbar")
+def _addressing(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(free="done by the addresses that the next op reads from")
+
+
+def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCost:
+    """A vector op: operands from the buffer, lanes at work, the result to the buffer."""
+    keys = target.keys
+    events: dict[str, float] = {
+        "buffer_read.word": sum(words(value, target) for value in op.operands),
+        "buffer_write.word": sum(words(value, target) for value in op.results),
+    }
+    if adds:
+        events["alu_add.add"] = adds
+    if multiplies:
+        events["alu_multiply.multiply"] = multiplies
+    steps = math.ceil((adds + multiplies) / keys.digital.lanes)
+    return OpCost(events, steps * keys.timing.clock_ns)
+
+
+@COST.register(core.Add, core.Subtract, nn.Relu, backend="crossbar")
+def _one_add(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return _vector(op, target, elements(op.result), 0)
+
+
+@COST.register(nn.Clamp, backend="crossbar")
+def _two_adds(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return _vector(op, target, 2 * elements(op.result), 0)
+
+
+@COST.register(core.Multiply, backend="crossbar")
+def _one_multiply(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return _vector(op, target, 0, elements(op.result))
+
+
+@COST.register(nn.LeakyRelu, quant.Dequantize, nn.BatchNorm, backend="crossbar")
+def _multiply_add(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    count = elements(op.result)
+    return _vector(op, target, count, count)
+
+
+@COST.register(quant.Rescale, backend="crossbar")
+def _rescale(op: quant.Rescale, target: CrossbarTarget, activity: str) -> OpCost:
+    count = elements(op.y)
+    return _vector(op, target, count if op.bias is not None else 0, count)
+
+
+@COST.register(quant.Quantize, backend="crossbar")
+def _quantize(op: quant.Quantize, target: CrossbarTarget, activity: str) -> OpCost:
+    """A multiplication by 1 / scale, the zero point, two comparisons; rounding is wiring."""
+    count = elements(op.y)
+    adds = 3 if op.zero_point is not None else 2
+    return _vector(op, target, adds * count, count)
+
+
+@COST.register(nn.Hardsigmoid, nn.Hardswish, backend="crossbar")
+def _hard(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    count = elements(op.result)
+    multiplies = 2 if op.name == nn.Hardswish.name else 1
+    return _vector(op, target, 3 * count, multiplies * count)
+
+
+@COST.register(nn.MaxPool, nn.AvgPool, backend="crossbar")
+def _pool(op: nn.MaxPool | nn.AvgPool, target: CrossbarTarget, activity: str) -> OpCost:
+    count = elements(op.result)
+    multiplies = count if isinstance(op, nn.AvgPool) else 0
+    return _vector(op, target, count * (math.prod(op.kernel) - 1), multiplies)
+
+
+@COST.register(nn.AdaptiveAvgPool, nn.Mean, backend="crossbar")
+def _mean(op: nn.AdaptiveAvgPool | nn.Mean, target: CrossbarTarget, activity: str) -> OpCost:
+    return _vector(op, target, elements(op.x), elements(op.result))
+
+
+@COST.register(
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Gelu,
+    nn.Silu,
+    nn.Softmax,
+    nn.LayerNorm,
+    core.Divide,
+    backend="crossbar",
+)
+def _no_figure(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(unknown="the target has no figures for division, roots and exponentials")

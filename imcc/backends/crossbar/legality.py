@@ -1,0 +1,100 @@
+"""Which neutral ops crossbar hardware takes, and why not the others."""
+
+from __future__ import annotations
+
+from imcc.backends.crossbar.dialect import slices_of
+from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dialects.core import tensor
+from imcc.ir.dims import Monomial
+from imcc.ir.ops import Op
+from imcc.ir.rules import LEGAL
+
+QUANTISE_FIRST = (
+    "run calibrate-activations, quantize-weights and integer-arithmetic before map-crossbars; "
+    "the target's default pipeline does"
+)
+
+MATRIX_OPS = (quant.Linear, quant.Conv)
+
+DIGITAL_OPS: tuple[str | type[Op], ...] = (
+    core.Constant,
+    core.Return,
+    core.Reshape,
+    core.Permute,
+    core.Slice,
+    core.Concat,
+    core.Pad,
+    core.Add,
+    core.Subtract,
+    core.Multiply,
+    core.Divide,
+    quant.Quantize,
+    quant.Dequantize,
+    quant.Rescale,
+    nn.BatchNorm,
+    nn.LayerNorm,
+    nn.MaxPool,
+    nn.AvgPool,
+    nn.AdaptiveAvgPool,
+    nn.Mean,
+    nn.Relu,
+    nn.Clamp,
+    nn.LeakyRelu,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Gelu,
+    nn.Silu,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Softmax,
+)
+"""What the vector unit and the buffers do; floating point, exactly as the interpreter."""
+
+
+@LEGAL.register(*DIGITAL_OPS, backend="crossbar")
+def _digital(op: Op, target: CrossbarTarget) -> str | None:
+    return None
+
+
+@LEGAL.register(nn.Linear, nn.Conv, backend="crossbar")
+def _float(op: nn.Linear | nn.Conv, target: CrossbarTarget) -> str | None:
+    if not _constant(op.weight.owner):
+        return "the weight is computed at run time; crossbars hold constant weights only"
+    return f"crossbars hold integer codes, this product is in floating point: {QUANTISE_FIRST}"
+
+
+@LEGAL.register(quant.Linear, quant.Conv, backend="crossbar")
+def _matrix(op: quant.Linear | quant.Conv, target: CrossbarTarget) -> str | None:
+    x, weight = tensor(op.x), tensor(op.weight)
+    if not isinstance(op.weight.owner, core.Constant):
+        return "the weight is computed at run time; crossbars hold constant weights only"
+    if not x.shape or not isinstance(x.shape[0], Monomial) or str(x.shape[0]) != "B":
+        return (
+            f"the input {x} needs the batch B as its first axis, for trials are folded into it; "
+            "capture the model with a dynamic batch"
+        )
+    if x.quant.signed and target.keys.dac.bits > 1:
+        return (
+            "signed input codes need dac.bits = 1 (two's complement, bit by bit); "
+            'calibrate-activations{scheme="affine"} gives unsigned codes'
+        )
+    if x.quant.bits > 16:
+        return f"inputs of {x.quant.bits} bits: at most 16"
+    magnitude = weight.quant.bits - int(weight.quant.signed)
+    if magnitude < 1:
+        return "signed weights need at least 2 bits"
+    pair = 2 * slices_of(weight.quant.bits, weight.quant.signed, target.keys.array.cell_bits)
+    if pair > target.keys.array.columns:
+        return (
+            f"one weight takes {pair} columns, an array has {target.keys.array.columns}; "
+            "use fewer weight bits or more bits in a cell"
+        )
+    return None
+
+
+def _constant(owner: Op | None) -> bool:
+    """Whether a weight is a constant, dequantised or not."""
+    if isinstance(owner, quant.Dequantize):
+        owner = owner.x.owner
+    return isinstance(owner, core.Constant)

@@ -1,0 +1,72 @@
+"""Pass ``calibrate-adc``: give each layer's converters the range that its column sums use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from imcc.backends.crossbar.dialect import Mvm
+from imcc.ir.module import Module
+from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
+
+
+@dataclass(frozen=True)
+class CalibrateAdc(Pass):
+    """Set ``adc_step`` of every ``xbar.mvm`` from column sums seen in calibration.
+
+    Calibration inputs run on ideal devices with converters bypassed. With ``top`` the largest
+    column sum seen (or a percentile of all sums, above which converters clip), the step is
+    ``max(1, top / (2^adc_bits - 1))``: a step below 1 would resolve nothing, since ideal sums are
+    integers. The range starts at 0, as column sums of a differential pair are not negative.
+    """
+
+    name: ClassVar[str] = "calibrate-adc"
+    contract: ClassVar[Approximate] = Approximate(bound=0.1)
+    needs: ClassVar[frozenset[str]] = frozenset({"weights", "calibration", "target"})
+    requires_phase: ClassVar[str | None] = "mapped"
+
+    range: Literal["max", "percentile"] = option(
+        default="max", doc="the largest column sum, or a percentile of them"
+    )
+    percentile: float = option(
+        default=99.99, minimum=50.0, maximum=100.0, doc="share of sums that must not clip, in %"
+    )
+
+    def run(self, module: Module, context: PassContext) -> None:
+        """Observe column sums of every read, then set the steps."""
+        import torch
+
+        from imcc.backends.crossbar.passes_support import crossbar_target
+        from imcc.backends.crossbar.simulate import ColumnMonitor, Matrix
+        from imcc.ir.semantics.interpreter import evaluate_function
+
+        target = crossbar_target(self.name, context)
+        store = context.weights()
+        rewriter = context.rewriter(module, self.name)
+        batches = context.calibration_batches()
+        programmed = evaluate_function(
+            module.function("deploy"), (), resources=store, backend="crossbar", target=target
+        ).states
+        for function in module.functions.values():
+            reads = [op for op in function.ops if isinstance(op, Mvm)]
+            monitors = {op.stream: ColumnMonitor() for op in reads}
+            for held in programmed.values():
+                if isinstance(held, Matrix):
+                    held.monitors = monitors
+            if not reads:
+                continue
+            with torch.no_grad():
+                for index, batch in enumerate(batches):
+                    context.progress(index, len(batches), "calibrate converters")
+                    evaluate_function(
+                        function,
+                        batch,
+                        resources=store,
+                        states=programmed,
+                        backend="crossbar",
+                        target=target,
+                    )
+            share = 1.0 if self.range == "max" else self.percentile / 100
+            for op in reads:
+                top = monitors[op.stream].quantile(share)
+                rewriter.set_attributes(op, adc_step=max(1.0, top / (2**op.adc_bits - 1)))

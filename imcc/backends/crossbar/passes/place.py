@@ -1,0 +1,80 @@
+"""Pass ``place``: crossbars to processing elements and tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.ir.module import Module
+from imcc.passes.infrastructure import Exact, Pass, PassContext
+
+
+@dataclass(frozen=True)
+class Place(Pass):
+    """Give every matrix a range of crossbars, in the order of the module's states.
+
+    Crossbar ``i`` lies in PE ``i // crossbars_per_pe`` and in tile ``i // (crossbars_per_pe *
+    pes_per_tile)``. Unless the target shares tiles, each matrix starts a new tile. A chip with too
+    few tiles is refused with what is missing.
+    """
+
+    name: ClassVar[str] = "place"
+    contract: ClassVar[Exact] = Exact()
+    needs: ClassVar[frozenset[str]] = frozenset({"target"})
+    requires_phase: ClassVar[str | None] = "mapped"
+    ensures_phase: ClassVar[str | None] = "placed"
+
+    def run(self, module: Module, context: PassContext) -> None:
+        """Annotate programs and reads with their place."""
+        from imcc.backends.crossbar.passes_support import crossbar_target
+
+        target = crossbar_target(self.name, context)
+        per_tile = target.crossbars_per_tile
+        places: dict[str, dict[str, int]] = {}
+        following = 0
+        for state in module.states.values():
+            if not isinstance(state.type, MatrixType):
+                continue
+            count = state.type.crossbars
+            if not target.keys.hierarchy.share_tiles:
+                following = -(-following // per_tile) * per_tile
+            first_tile, last_tile = following // per_tile, (following + count - 1) // per_tile
+            places[state.name] = {
+                "xbar__first_crossbar": following,
+                "xbar__crossbars": count,
+                "xbar__first_tile": first_tile,
+                "xbar__tiles": last_tile - first_tile + 1,
+            }
+            following += count
+        tiles, limit = -(-following // per_tile), target.keys.hierarchy.tiles_per_chip
+        if limit is not None and tiles > limit:
+            raise error(
+                codes.DOES_NOT_FIT,
+                f"the network needs {tiles} tiles, the chip has {limit}: {tiles - limit} are "
+                f"missing ({sum(item['xbar__crossbars'] for item in places.values())} crossbars "
+                f"of {len(places)} matrices)",
+                help="raise hierarchy.tiles_per_chip, set hierarchy.share_tiles = true, or "
+                "quantise weights to fewer bits",
+            )
+        self._annotate(module, context, places)
+
+    def _annotate(
+        self, module: Module, context: PassContext, places: dict[str, dict[str, int]]
+    ) -> None:
+        rewriter = context.rewriter(module, self.name)
+        for function in module.functions.values():
+            state_of = dict(zip(function.arguments, function.argument_states, strict=True))
+            last = function.terminator
+            for value, result in zip(
+                last.operands if last is not None else (), function.results, strict=True
+            ):
+                state_of.setdefault(value, result.state)
+            for op in function.ops:
+                if isinstance(op, (Program, Mvm)):
+                    state = state_of.get(op.matrix)
+                    if state is None:
+                        raise op.fail("its matrix is no state of the module")
+                    rewriter.annotate(op, **places[state])

@@ -1,0 +1,247 @@
+"""From events to a cost record: energy by component and layer, latency, area, resources."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imcc.backends.api import Activity, Target
+from imcc.backends.crossbar.cost import NOT_MODELLED
+from imcc.backends.crossbar.dialect import CROSSBARS, END, FIRST_CROSSBAR, FIRST_TILE, START, TILES
+from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.ir import codes
+from imcc.ir.cost import CostRecord, LayerCost, OpCost
+from imcc.ir.diagnostics import error
+from imcc.ir.module import Module
+from imcc.ir.ops import Op
+from imcc.ir.rules import COST
+
+
+def op_cost(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    """The op's cost by its rule; no rule means unknown."""
+    rule = COST.find(op.name, "crossbar")
+    if rule is None:
+        return OpCost(unknown=f"no cost rule for {op.name}")
+    made: OpCost = rule(op, target, activity)
+    return made
+
+
+@dataclass
+class _Layer:
+    ops: list[str] = field(default_factory=list)
+    events: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    busy_ns: float = 0.0
+    start_ns: float | None = None
+    end_ns: float = 0.0
+    unknown: list[str] = field(default_factory=list)
+    crossbars: set[tuple[int, int]] = field(default_factory=set)
+    tiles: set[int] = field(default_factory=set)
+
+
+def cost_record(
+    module: Module, name: str, target: Target, activity: Activity = "assumed"
+) -> CostRecord:
+    """Cost of one call of ``@name`` with B = 1, from its placement and schedule.
+
+    Energy of an event whose figure is unknown is not in the totals; ``unknown`` names it.
+    Raises :class:`DiagnosticError` if the module is not scheduled.
+    """
+    if not isinstance(target, CrossbarTarget):
+        raise error(codes.BAD_TARGET, f"{target.name} is no crossbar target")
+    if activity != "assumed":
+        raise error(
+            codes.PASS_REQUIRES,
+            f"activity {activity!r} is not available: costs rest on an assumed density of bits",
+            help="set activity.input_bit_density in the target",
+        )
+    if module.phase != "scheduled":
+        raise error(
+            codes.PASS_REQUIRES,
+            f"cost needs phase 'scheduled', the module is {module.phase!r}",
+            help="run the target's whole pipeline",
+        )
+    layers, unknown = _gather(module, name, target, activity)
+    tile_sets = [layer.tiles for layer in layers.values()]
+    tiles = len(set().union(*tile_sets))
+    energies = {key: _energies(layer.events, target) for key, layer in layers.items()}
+    missing = {
+        event.split(".", 1)[0]
+        for layer in layers.values()
+        for event in layer.events
+        if target.energy_pj(event.split(".", 1)[0]) is None
+    }
+    unknown += [f"energy of component {item}" for item in sorted(missing)]
+    counts = _instances(tiles, target)
+    latency = max((layer.end_ns for layer in layers.values()), default=0.0)
+    leakage = {
+        item: count * held.leakage_uw * latency * 1e-3
+        for item, count in counts.items()
+        if (held := target.components()[item]).leakage_uw is not None
+    }
+    areas = {item: _area(item, count, target) for item, count in counts.items()}
+    shared = _tile_area(target)
+    made = tuple(
+        _layer(key, layer, energies[key], shared * len(layer.tiles), target)
+        for key, layer in layers.items()
+    )
+    components = _components(layers, energies, counts, areas, leakage, target)
+    dynamic = sum(sum(item.values()) for item in energies.values())
+    return CostRecord(
+        energy_pj=dynamic + sum(leakage.values()),
+        latency_ns=latency,
+        area_um2=sum(value for value in areas.values() if value is not None),
+        leakage_pj=sum(leakage.values()),
+        resources=_resources(
+            set().union(*(layer.crossbars for layer in layers.values())), tiles, target
+        ),
+        components=components,
+        layers=made,
+        activity=activity,
+        provenance={
+            "target": target.name,
+            "target_sha256": target.sha256,
+            "cost_model": "events times component figures; placement area; sequential schedule",
+            "input_bit_density": target.keys.activity.input_bit_density,
+            "not_modelled": list(NOT_MODELLED),
+            "area_unknown": sorted(k for k, v in areas.items() if v is None),
+            "leakage_unknown": sorted(set(counts) - set(leakage)),
+        },
+        unknown=tuple(unknown),
+    )
+
+
+def _gather(
+    module: Module, name: str, target: CrossbarTarget, activity: str
+) -> tuple[dict[str, _Layer], list[str]]:
+    layers: dict[str, _Layer] = {}
+    unknown: list[str] = []
+    for op in module.function(name).ops:
+        if op.terminator:
+            continue
+        layer = layers.setdefault(op.scope or op.name, _Layer())
+        cost = op_cost(op, target, activity)
+        layer.ops.append(op.name)
+        layer.busy_ns += cost.busy_ns
+        for event, count in cost.events.items():
+            layer.events[event] += count
+        if cost.unknown:
+            layer.unknown.append(f"{op.name}: {cost.unknown}")
+            unknown.append(f"{op.scope or op.name}: {op.name} ({cost.unknown})")
+        start, end = float(op.annotations.get(START, 0.0)), float(op.annotations.get(END, 0.0))
+        if end > start:
+            layer.start_ns = start if layer.start_ns is None else min(layer.start_ns, start)
+            layer.end_ns = max(layer.end_ns, end)
+        if FIRST_TILE in op.annotations:
+            held = op.annotations
+            layer.crossbars.add((held[FIRST_CROSSBAR], held[CROSSBARS]))
+            layer.tiles.update(range(held[FIRST_TILE], held[FIRST_TILE] + held[TILES]))
+    return layers, unknown
+
+
+def _energies(events: Mapping[str, float], target: CrossbarTarget) -> dict[str, float]:
+    made: dict[str, float] = defaultdict(float)
+    for event, count in events.items():
+        component = event.split(".", 1)[0]
+        figure = target.energy_pj(component)
+        if figure is not None:
+            made[component] += count * figure
+    return dict(made)
+
+
+def _instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
+    """Instances of each component on the tiles in use, and of the chip's vector unit."""
+    array = target.keys.array
+    crossbars = tiles * target.crossbars_per_tile
+    adcs = crossbars * target.adcs_per_crossbar
+    lanes = target.keys.digital.lanes
+    return {
+        "cell_read": crossbars * array.rows * array.columns,
+        "row_driver": crossbars * array.rows,
+        "column_driver": crossbars * array.columns,
+        "adc": adcs,
+        "shift_add": adcs,
+        "buffer_read": tiles,
+        "alu_add": lanes,
+        "alu_multiply": lanes,
+    }
+
+
+def _area(component: str, count: int, target: CrossbarTarget) -> float | None:
+    figure = target.components()[component].area_um2
+    return None if figure is None else figure * count
+
+
+def _tile_area(target: CrossbarTarget) -> float:
+    counts = _instances(1, target)
+    lanes = ("alu_add", "alu_multiply")
+    areas = [_area(item, count, target) for item, count in counts.items() if item not in lanes]
+    return sum(value for value in areas if value is not None)
+
+
+def _layer(
+    name: str, layer: _Layer, energy: dict[str, float], area: float, target: CrossbarTarget
+) -> LayerCost:
+    total = sum(energy.values())
+    only_unknown = bool(layer.unknown) and not layer.events
+    return LayerCost(
+        name=name,
+        ops=tuple(layer.ops),
+        energy_pj=None if only_unknown else total,
+        busy_ns=layer.busy_ns,
+        start_ns=layer.start_ns if layer.start_ns is not None else 0.0,
+        end_ns=layer.end_ns,
+        area_um2=area,
+        events=dict(layer.events),
+        energy_by_component_pj=energy,
+        resources=_resources(layer.crossbars, len(layer.tiles), target) if layer.tiles else {},
+        unknown="; ".join(layer.unknown),
+    )
+
+
+def _resources(
+    crossbars: set[tuple[int, int]], tiles: int, target: CrossbarTarget
+) -> dict[str, int]:
+    used = sum(count for _, count in crossbars)
+    per_pe = target.keys.hierarchy.crossbars_per_pe
+    pes, last = 0, -1
+    for first, count in sorted(crossbars):
+        top = (first + count - 1) // per_pe
+        pes += max(0, top - max(first // per_pe - 1, last))
+        last = max(last, top)
+    return {
+        "crossbars": used,
+        "pes": pes,
+        "tiles": tiles,
+        "adcs": used * target.adcs_per_crossbar,
+    }
+
+
+def _components(
+    layers: Mapping[str, _Layer],
+    energies: Mapping[str, dict[str, float]],
+    counts: Mapping[str, int],
+    areas: Mapping[str, float | None],
+    leakage: Mapping[str, float],
+    target: CrossbarTarget,
+) -> dict[str, dict[str, Any]]:
+    events: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for layer in layers.values():
+        for event, count in layer.events.items():
+            events[event.split(".", 1)[0]][event] += count
+    made: dict[str, dict[str, Any]] = {}
+    for name in target.components():
+        if name not in counts and name not in events:
+            continue
+        known = target.energy_pj(name) is not None
+        energy = sum(item.get(name, 0.0) for item in energies.values())
+        made[name] = {
+            "energy_pj": energy if known else None,
+            "leakage_pj": leakage.get(name),
+            "area_um2": areas.get(name),
+            "instances": counts.get(name),
+            "events": dict(events.get(name, {})),
+            "figures": target.figures(name),
+        }
+    return made
