@@ -1,0 +1,125 @@
+"""Target files: what is refused, how overrides act, canonical text."""
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imcc.backends.targets import find_target, list_targets, write_toml
+from imcc.ir.diagnostics import DiagnosticError
+
+
+def refused(target, *overrides):
+    with pytest.raises(DiagnosticError) as caught:
+        find_target(target, overrides)
+    return caught.value.diagnostics
+
+
+def test_presets_are_listed_with_their_backend():
+    found = {item.name: item.backend for item in list_targets()}
+    assert found["rram"] == "crossbar"
+    assert found["reference"] == "reference"
+
+
+def test_unknown_target_names_the_nearest():
+    (item,) = refused("ram")
+    assert item.code.id == "IMC501"
+    assert "rram" in item.suggestions
+
+
+def test_missing_file():
+    (item,) = refused("/nowhere/rram.toml")
+    assert item.code.id == "IMC501"
+    assert item.suggestions == ("rram",)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("adc.bits=0", ["key adc.bits", "greater than or equal to 1", "found 0"]),
+        ("adc.bits=true", ["key adc.bits", "valid integer", "found true"]),
+        ('array.rows="many"', ["key array.rows", "valid integer"]),
+        ("array.columns=127", ["key array.columns", "even"]),
+        ("adc.columns_per_adc=3", ["columns_per_adc (3)", "array.columns (128)"]),
+        ("device.on_off_ratio=1.0", ["key device.on_off_ratio", "greater than 1"]),
+        ("device.write_noise.sigma_fraction=nan", ["key device.write_noise.sigma_fraction"]),
+        ("device.read_noise.model=gausian_read", ["device.read_noise.model", "gaussian_read"]),
+        ("device.read_noise.model=gaussian_write", ["no model of read noise"]),
+        ("components.adc.energy_pj=1.0", ["components.adc", "exclude each other"]),
+        ("backend=nothing", ["unknown backend 'nothing'"]),
+        ("adc.bits.more=3", ["adc.bits is a value, not a table"]),
+        ("adc.bits", ["does not set a key"]),
+    ],
+)
+def test_bad_values_say_where_and_what(override, words):
+    text = "\n".join(item.render() for item in refused("rram", override))
+    for word in words:
+        assert word in text
+
+
+def test_unknown_key_names_the_nearest_key_and_every_fault_is_reported():
+    items = refused("rram", "adc.bit=6", "array.row=3", "timing.read_ns=-1.0")
+    assert len(items) == 3
+    text = "\n".join(item.render() for item in items)
+    assert "unknown key adc.bit\n  did you mean 'bits'?" in text
+    assert "unknown key array.row\n  did you mean 'rows'?" in text
+    assert "timing.read_ns" in text
+
+
+def test_missing_keys_of_a_file(tmp_path):
+    file = tmp_path / "half.toml"
+    file.write_text('backend = "crossbar"\n[array]\nrows = 3\n')
+    text = "\n".join(item.render() for item in refused(str(file)))
+    assert "key array.columns is missing" in text
+    assert "key components is missing" in text
+
+
+def test_file_that_is_not_toml_shows_the_line(tmp_path):
+    file = tmp_path / "broken.toml"
+    file.write_text('backend = "crossbar"\n[array\nrows = 3\n')
+    (item,) = refused(str(file))
+    assert item.text.line == 2
+    assert "[array" in item.window
+
+
+def test_overrides_change_one_key_and_the_hash():
+    plain, changed = find_target("rram"), find_target("rram", ["adc.bits=6"])
+    assert changed.keys.adc.bits == 6
+    assert changed.sha256 != plain.sha256
+    assert changed.text.replace("bits = 6\n", "bits = 8\n") == plain.text
+    assert find_target("rram", ["adc.bits=8"]).sha256 == plain.sha256
+
+
+def test_canonical_text_reads_back(tmp_path):
+    target = find_target("rram", ["hierarchy.tiles_per_chip=9"])
+    assert tomllib.loads(target.text) == target.data
+    file = tmp_path / "copy.toml"
+    file.write_text(target.text)
+    assert find_target(str(file)).text == target.text
+
+
+def test_adc_energy_between_and_beyond_figures():
+    adc = find_target("rram").keys.components.adc
+    assert adc.energy(8) == pytest.approx(1.37)
+    assert adc.energy(9) == pytest.approx((1.37 * 11.2) ** 0.5)
+    assert adc.energy(3) is None
+    assert adc.energy(11) is None
+
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-(2**62), 2**62),
+    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.lists(st.integers(0, 9), max_size=3),
+)
+KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
+TABLES = st.dictionaries(
+    KEYS, st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=3)), max_size=4
+)
+
+
+@given(TABLES)
+def test_toml_writer_round_trip(data):
+    assert tomllib.loads(write_toml(data)) == data
