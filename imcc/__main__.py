@@ -1,0 +1,7 @@
+"""``python -m imcc``."""
+
+import sys
+
+from imcc.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,314 @@
+"""The command ``imcc``.
+
+Exit codes: 0 done; 1 the input is wrong, with diagnostics on stderr; 2 the command line is wrong;
+70 an internal error; 130 interrupted. Commands import what they need when they run, so that
+``imcc --help`` loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import imcc
+from imcc.ir import codes
+from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error, nearest
+
+EXIT_DIAGNOSTICS, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 1, 2, 70, 130
+
+# torch's threads spin in barriers when another process has the core; waiting passively is never
+# much slower and often many times faster. Must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+class _Group(click.Group):
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if args and self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = nearest(name, self.commands)
+            hint = f"did you mean {close[0]!r}?" if close else "`imcc --help` lists the commands"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(imcc.__version__, prog_name="imcc")
+@click.option("--traceback", is_flag=True, help="Show the Python traceback of internal errors.")
+def cli(traceback: bool) -> None:
+    """Compile PyTorch models to in-memory-computing hardware, and see what comes out.
+
+    Exit codes: 0 done, 1 wrong input, 2 wrong command line, 70 internal error, 130 interrupted.
+    """
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the target."
+)
+
+
+@cli.command("compile")
+@click.argument("model", metavar="MODEL.py[:NAME]")
+@click.option("--target", default="rram", show_default=True, help="A preset or a TOML file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the artifact.")
+@_set_option
+@click.option("--passes", help="Pipeline in place of the target's own.")
+@click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--sweep/--no-sweep", default=True, show_default=True, help="Vary write noise too.")
+@click.option("--calibrate-on-example", is_flag=True, help="Use example inputs for calibration.")
+@click.option("--force", is_flag=True, help="Replace an existing artifact.")
+@_json_option
+def compile_command(
+    model: str,
+    target: str,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    passes: str | None,
+    trials: int,
+    seed: int,
+    sweep: bool,
+    calibrate_on_example: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile a model file, evaluate it, and report cost and accuracy."""
+    from imcc.cli.progress import progress
+    from imcc.driver import CompileOptions, compile_file
+    from imcc.report.dot import program_dot, render_svg
+    from imcc.runtime.artifact import check_output
+
+    if output is not None:
+        check_output(output, force=force)
+    options = CompileOptions(target, overrides, passes, trials, seed, sweep, calibrate_on_example)
+    with progress() as report_progress:
+        made = compile_file(model, options, report_progress)
+    report = made.report()
+    _show_warnings(report)
+    if output is not None:
+        dot = program_dot(made.module, report)
+        extra = {"program.dot": dot.encode()}
+        svg = render_svg(dot)
+        if svg is None:
+            click.echo("note: no `dot` found, wrote program.dot without a picture", err=True)
+        else:
+            extra["program.svg"] = svg
+        made.save(output, force=force, extra=extra)
+    _show_report(report, as_json)
+    if output is not None:
+        click.echo(f"wrote {output}", err=True)
+
+
+@cli.command("run")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--model", help="Model file with evaluation_data() and metric().")
+@click.option("--data", type=click.Path(path_type=Path), help=".npz or .safetensors with inputs.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=".npz file for the outputs.")
+@click.option("--trials", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--noise-off", is_flag=True, help="Draw nothing: devices are ideal.")
+@click.option("--force", is_flag=True, help="Replace an existing output file.")
+@_json_option
+def run_command(
+    artifact: Path,
+    model: str | None,
+    data: Path | None,
+    output: Path | None,
+    trials: int,
+    seed: int,
+    noise_off: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run a compiled artifact: a metric over trials (--model), or outputs for inputs (--data)."""
+    from imcc.cli.progress import progress
+    from imcc.cli.running import run_data, run_metric
+    from imcc.driver import load
+
+    if (model is None) == (data is None):
+        raise click.UsageError("give either --model MODEL.py or --data FILE")
+    if data is not None and output is None:
+        raise click.UsageError("--data needs -o FILE.npz for the outputs")
+    made = load(artifact)
+    with progress() as report_progress:
+        if model is not None:
+            result = run_metric(made, model, trials, seed, not noise_off, report_progress)
+        else:
+            result = run_data(
+                made, Path(str(data)), Path(str(output)), trials, seed, not noise_off, force,
+                report_progress,
+            )
+    if as_json:
+        _print_json(result)
+    else:
+        for key, value in result.items():
+            if key != "per_trial":
+                click.echo(f"{key}: {value}")
+
+
+@cli.command("report")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@_json_option
+def report_command(artifact: Path, as_json: bool) -> None:
+    """Show the report of a compiled artifact."""
+    from imcc.driver import load
+
+    _show_report(load(artifact).report(), as_json)
+
+
+@cli.command("opt")
+@click.argument("file")
+@click.option("--passes", default="", help="Pipeline to run, e.g. 'canonicalize, dead-code'.")
+@click.option("--weights", type=click.Path(path_type=Path), help="safetensors with the resources.")
+@click.option("--target", help="Target for passes that need one.")
+@_set_option
+@click.option("--seed", default=0, show_default=True)
+@click.option("--print-after-change", is_flag=True, help="Print the IR after each changing pass.")
+@click.option("--timing", is_flag=True, help="Print how long each pass took, on stderr.")
+@_json_option
+def opt_command(
+    file: str,
+    passes: str,
+    weights: Path | None,
+    target: str | None,
+    overrides: tuple[str, ...],
+    seed: int,
+    print_after_change: bool,
+    timing: bool,
+    as_json: bool,
+) -> None:
+    """Read IR text (FILE or - for stdin), verify it, run passes, print it."""
+    from imcc.cli.opt import optimise
+
+    text, name = _read_text(file)
+    optimise(
+        text, name, passes, weights, target, overrides, seed, print_after_change, timing, as_json
+    )
+
+
+@cli.command("passes")
+@click.argument("name", required=False)
+@_json_option
+def passes_command(name: str | None, as_json: bool) -> None:
+    """List passes, or show one with its options."""
+    from imcc.cli.listing import show_pass, show_passes
+
+    _emit(show_pass(name) if name else show_passes(), as_json)
+
+
+@cli.command("ops")
+@click.argument("name", required=False)
+@_json_option
+def ops_command(name: str | None, as_json: bool) -> None:
+    """List ops, or show the declaration of one."""
+    from imcc.cli.listing import show_op, show_ops
+
+    _emit(show_op(name) if name else show_ops(), as_json)
+
+
+@cli.command("targets")
+@click.argument("name", required=False)
+@_set_option
+@_json_option
+def targets_command(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """List targets, or print one as TOML with all defaults filled in."""
+    from imcc.cli.listing import show_target, show_targets
+
+    _emit(show_target(name, overrides) if name else show_targets(), as_json)
+
+
+@cli.command("explain")
+@click.argument("code", required=False)
+@_json_option
+def explain_command(code: str | None, as_json: bool) -> None:
+    """Explain a diagnostic code, or list them all."""
+    from imcc.cli.listing import show_code, show_codes
+
+    _emit(show_code(code) if code else show_codes(), as_json)
+
+
+def _read_text(file: str) -> tuple[str, str]:
+    if file == "-":
+        return sys.stdin.read(), "<stdin>"
+    try:
+        return Path(file).read_text(encoding="utf-8"), file
+    except UnicodeDecodeError:
+        raise error(codes.SYNTAX, f"{file} is not UTF-8 text") from None
+    except OSError as wrong:
+        raise error(codes.USAGE, f"cannot read {file}: {wrong.strerror or wrong}") from None
+
+
+def _emit(made: tuple[str, Any], as_json: bool) -> None:
+    text, data = made
+    if as_json:
+        _print_json(data)
+    else:
+        click.echo(text.rstrip("\n"))
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2))
+
+
+def _show_report(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+        return
+    from imcc.report.tables import print_report
+
+    print_report(report, sys.stdout)
+
+
+def _show_warnings(report: dict[str, Any]) -> None:
+    for item in report["warnings"]:
+        click.echo(f"{item['severity']}[{item['code']}]: {item['message']}", err=True)
+        if item["help"]:
+            click.echo(f"  help: {item['help']}", err=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments
+    try:
+        made = cli.main(arguments, prog_name="imcc", standalone_mode=False)
+        return made if isinstance(made, int) else 0
+    except DiagnosticError as failed:
+        for item in failed.diagnostics:
+            click.echo(item.render(), err=True)
+        return EXIT_DIAGNOSTICS
+    except click.UsageError as wrong:
+        path = wrong.ctx.command_path if wrong.ctx is not None else "imcc"
+        shown = Diagnostic(
+            codes.USAGE, wrong.format_message(), help=f"`{path} --help` shows the usage"
+        )
+        click.echo(shown.render(), err=True)
+        return EXIT_USAGE
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe left; point stdout elsewhere so that the interpreter's flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as unforeseen:
+        if show_traceback:
+            raise
+        shown = Diagnostic(
+            codes.INTERNAL,
+            f"{type(unforeseen).__name__}: {unforeseen}",
+            help="run again as `imcc --traceback ...` and report what it prints",
+        )
+        click.echo(shown.render(), err=True)
+        return EXIT_INTERNAL

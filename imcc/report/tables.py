@@ -1,0 +1,137 @@
+"""A report as tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+COSTLIEST = 8
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with the SI prefix that leaves one to three digits: 1234 pJ is 1.234 nJ."""
+    if value is None:
+        return "unknown"
+    scales = {
+        "pJ": [(1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ"), (1.0, "pJ"), (1e-3, "fJ")],
+        "ns": [(1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"), (1e-3, "ps")],
+        "um2": [(1e6, "mm2"), (1.0, "um2")],
+    }
+    for factor, name in scales[unit]:
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {name}"
+    return f"{value:.4g} {unit}"
+
+
+def print_report(report: dict[str, Any], file: IO[str]) -> None:
+    """Print all tables of a report to ``file``."""
+    from rich.console import Console
+
+    console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
+    target = report["targets"][0]
+    model = report["model"]["name"]
+    console.print(
+        f"[bold]{model}[/bold] on [bold]{target['name']}[/bold] "
+        f"(target {target['sha256'][:12]}, seed {report['seed']}, imcc {report['imcc_version']})"
+    )
+    _accuracy(console, report.get("accuracy"))
+    _totals(console, report)
+    _layers(console, report)
+    _components(console, report)
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _percent(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _interval(data: dict[str, Any]) -> str:
+    interval = data.get("ci95")
+    return f"[{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "-"
+
+
+def _accuracy(console: Any, accuracy: dict[str, Any] | None) -> None:
+    if accuracy is None:
+        return
+    title = f"Metric on {accuracy['samples']} samples"
+    table = _table(title, "", "value", "95 % interval", "trials")
+    table.add_row("float", _percent(accuracy["float"]), "-", "-")
+    table.add_row("compiled, no noise", _percent(accuracy["noise_free"]), "-", "-")
+    noisy = accuracy["noisy"]
+    if noisy is not None:
+        table.add_row(
+            "compiled, write and read noise",
+            _percent(noisy["mean"]),
+            _interval(noisy),
+            str(noisy["trials"]),
+        )
+    for level in accuracy["write_noise_sweep"]:
+        table.add_row(
+            f"  write noise {level['sigma_fraction']:g} of the range",
+            _percent(level["mean"]),
+            _interval(level),
+            str(level["trials"]),
+        )
+    console.print(table)
+
+
+def _totals(console: Any, report: dict[str, Any]) -> None:
+    table = _table("Cost of one call (B = 1)", "entry point", "energy", "latency", "area")
+    for name, point in report["entry_points"].items():
+        unknown = point["unknown"]
+        mark = f" + {len(unknown)} unknown" if unknown else ""
+        table.add_row(
+            f"@{name}",
+            quantity(point["energy_pj"], "pJ") + mark,
+            quantity(point["latency_ns"], "ns"),
+            quantity(point["area_um2"], "um2"),
+        )
+    console.print(table)
+    if report["resources"]:
+        shown = ", ".join(f"{count} {name}" for name, count in report["resources"].items())
+        console.print(f"  {shown}")
+
+
+def _layers(console: Any, report: dict[str, Any]) -> None:
+    layers = report["entry_points"]["inference"]["layers"]
+    costly = sorted(layers, key=lambda layer: -(layer["energy_pj"] or 0.0))[:COSTLIEST]
+    total = report["energy_pj"] or 1.0
+    table = _table("Costliest layers", "layer", "energy", "share", "busy", "area")
+    for layer in costly:
+        energy = layer["energy_pj"]
+        share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
+        table.add_row(
+            layer["name"],
+            quantity(energy, "pJ"),
+            share,
+            quantity(layer["busy_ns"], "ns"),
+            quantity(layer["area_um2"], "um2"),
+        )
+    console.print(table)
+    left = len(layers) - len(costly)
+    if left > 0:
+        console.print(f"  and {left} more, see --json")
+
+
+def _components(console: Any, report: dict[str, Any]) -> None:
+    components = report["entry_points"]["inference"]["components"]
+    if not components:
+        return
+    total = report["energy_pj"] or 1.0
+    table = _table("Components", "component", "energy", "share", "area")
+    order = sorted(components.items(), key=lambda item: -(item[1].get("energy_pj") or 0.0))
+    for name, data in order:
+        energy = data.get("energy_pj")
+        share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
+        table.add_row(
+            name, quantity(energy, "pJ"), share, quantity(data.get("area_um2"), "um2")
+        )
+    console.print(table)
