@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from imcc.frontend.aten import HINTS, RULES
@@ -34,6 +34,10 @@ from imcc.ir.verifier import verify
 _CONTROL_FLOW = re.compile(
     r"data-dependent|bool\(\)|control flow|GuardOnDataDependent|local_scalar|\.item\(\)", re.I
 )
+
+
+_RETURNED = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
+"""Outputs that forward returns; the exporter lists tensors written in place beside them."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,10 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _try_eagerly(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    # A model that fails by itself should fail with its own words, not with the exporter's.
+    # A model that fails by itself should fail with its own words, not with the exporter's. It
+    # gets copies: an in-place first layer would write into the user's tensors.
     try:
-        module(*inputs)
+        module(*pytree.tree_map(torch.clone, inputs))
     except Exception as wrong:
         raise error(
             codes.CAPTURE,
@@ -179,8 +184,12 @@ def _export(
         # The exporter specialises sizes 0 and 1, so a batch of one is traced as two.
         size = max(batch, 2)
         axis = torch.export.Dim("B")
-        shapes = pytree.tree_map(lambda x: {0: axis} if _batched(x, batch) else None, inputs)
         wide = pytree.tree_map(lambda x: _repeat(x, size) if _batched(x, batch) else x, inputs)
+        # Keyed by tensor, since forward may gather its arguments as *inputs.
+        shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+        for given, leaf in zip(leaves, pytree.tree_leaves(wide), strict=True):
+            if _batched(given, batch):
+                shapes[leaf] = {0: axis}
         try:
             return torch.export.export(module, wide, dynamic_shapes=shapes, strict=False)
         except Exception as wrong:
@@ -283,16 +292,16 @@ def _convert(program: ExportedProgram, name: str) -> tuple[Module, ResourceStore
 
 
 def _check_mutations(program: ExportedProgram, converter: Converter) -> None:
-    signature = program.graph_signature
-    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    for target in changed:
+    # An input written in place (a leading ReLU(inplace=True)) is no harm: a program is a function
+    # of its inputs and leaves the caller's tensors alone.
+    for target in program.graph_signature.buffers_to_mutate.values():
         converter.found.add(
             Diagnostic(
                 codes.CAPTURE,
                 f"forward changes {target!r}",
                 scope=str(target).rpartition(".")[0],
                 reason="the result of a call must not depend on earlier calls",
-                help="do not assign to buffers or write into inputs in evaluation mode",
+                help="do not assign to buffers in evaluation mode",
             )
         )
 
@@ -303,7 +312,10 @@ def _finish(program: ExportedProgram, converter: Converter) -> dict[int, Any]:
     converter.node, converter.scope, converter.loc = last, "", ()
     results: list[Value] = []
     constants: dict[int, Any] = {}
-    for index, item in enumerate(last.args[0]):
+    written: Any = last.args[0]
+    kinds = [spec.kind for spec in program.graph_signature.output_specs]
+    leaves = [item for item, kind in zip(written, kinds, strict=True) if kind in _RETURNED]
+    for index, item in enumerate(leaves):
         if isinstance(item, torch.fx.Node):
             held = converter.values[item]
             if not isinstance(held, (Value, Const)):
