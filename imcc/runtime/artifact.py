@@ -87,7 +87,7 @@ def save_artifact(artifact: Artifact, path: Path, *, force: bool = False) -> Non
 
 
 def _write(artifact: Artifact, folder: Path) -> None:
-    names = artifact.module.used_resources() & set(artifact.resources.names())
+    names = set(artifact.module.resources) & set(artifact.resources.names())
     artifact.resources.save(folder / WEIGHTS, names)
     (folder / PROGRAM).write_text(print_module(artifact.module), encoding="utf-8")
     (folder / TARGET).write_text(artifact.target.text, encoding="utf-8")

@@ -265,12 +265,12 @@ def test_every_weight_is_in_the_cells_exactly_once(groups, rows, columns, cell_b
     assert simulate.levels(one, kind).count_nonzero() == slices
 
 
-def noisy_product(settings_, samples, rows=16):
-    """One column of a single slice: its errors are those of one pair of physical columns."""
+def noisy_product(settings_, samples, rows=16, columns=1):
+    """Weights of a single slice: errors are those of one pair of physical columns each."""
     target = find_target("rram", ["adc.bits=16", "array.cell_bits=8", *settings_])
     x = torch.zeros(samples, rows)
     x[:, : rows // 2] = 1.0
-    weight = torch.full((1, rows), 64)
+    weight = torch.full((columns, rows), 64)
     return Product(x, weight, QuantType(1, False), target)
 
 
@@ -282,6 +282,8 @@ def sums_before_conversion(product, draws, trials=1):
         return sums.clone()
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "USE_KERNEL", False)
+        patch.setattr(simulate, "USE_KERNEL", False)
         patch.setattr(simulate._Reader, "_convert", keep)
         states = product.states(draws, trials)
         x = product.x.repeat(trials, 1)
@@ -302,11 +304,14 @@ def test_read_noise_of_a_column_has_the_variance_of_its_cells():
 
 @pytest.mark.parametrize("verify_settings", [[], ["device.write_noise.verify=true"]])
 def test_write_noise_of_a_column_has_the_variance_of_its_cells(verify_settings):
-    trials, sigma = 50_000, 0.02
+    trials, columns, sigma = 100, 1000, 0.02
     product = noisy_product(
-        [QUIET[1], f"device.write_noise.sigma_fraction={sigma}", *verify_settings], 1
+        [QUIET[1], f"device.write_noise.sigma_fraction={sigma}", *verify_settings],
+        1,
+        columns=columns,
     )
     sums = sums_before_conversion(product, Draws(4, tuple(range(trials)), (0,)), trials)
+    sums, trials = sums.reshape(-1, 2), trials * columns
     error = sums - torch.tensor([8 * 64.0, 0.0])
     share = 1.0
     if verify_settings:

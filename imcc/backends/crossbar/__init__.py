@@ -33,7 +33,7 @@ class CrossbarBackend(Backend):
         """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
         return (
             "canonicalize, fold-batch-norm, dead-code, calibrate-activations, quantize-weights, "
-            "integer-arithmetic, map-crossbars, calibrate-adc, place, schedule"
+            "integer-arithmetic, dead-code, map-crossbars, calibrate-adc, place, schedule"
         )
 
     def load_rules(self) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,8 @@ from imcc.ir.semantics.resources import TORCH_DTYPES
 
 BLOCK = 1 << 22
 WORK = 1 << 22
+USE_KERNEL = True
+"""False makes every read take the torch form; tests compare the two."""
 
 
 @dataclass
@@ -287,11 +290,62 @@ class _Reader:
         for number, start in enumerate(range(0, positions, self.block)):
             part = vectors[:, start : start + self.block]
             sums = self._column_sums(part, trial)
+            if self.fused:
+                made.append(self._fused(sums, trial, first, start))
+                continue
             if self.draws is not None:
                 sums = self._add_noise(sums, part, trial, first, number)
             made.append(self._combine(self._convert(sums)))
         whole = made[0] if len(made) == 1 else torch.cat(made, dim=1)
         return whole.reshape(batch, positions, self.kind.columns)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the CPU kernel serves this read; the torch form below serves every read."""
+        constant = self.draws is None or self.target.read_noise.constant_variance is not None
+        return USE_KERNEL and self.monitor is None and constant
+
+    def _fused(self, sums: Tensor, trial: int, first: int, position: int) -> Tensor:
+        """Noise, conversion and shift-and-add by the kernel; ``[batch, positions, G, N/G]``."""
+        from imcc.backends.crossbar import kernels
+
+        kind, op = self.kind, self.op
+        group, tiles, batch, positions, digits, columns = sums.shape
+        spread = torch.zeros(group * tiles, batch, positions, digits)
+        keys = np.zeros(batch, dtype=np.uint64)
+        if self.draws is not None:
+            constant = self.target.read_noise.constant_variance or 0.0
+            squares = (self._last_digits**2).sum(-1) * (constant / self.step**2)
+            spread = squares.sqrt().reshape(spread.shape)
+            samples = self.draws.samples[first : first + batch]
+            trials = (self.draws.trials[trial],)
+            keys = replace(self.draws, trials=trials, samples=tuple(samples)).keys(op.stream)
+        digit, cell = self._weights()
+        out = torch.empty(batch, positions, group, kind.group_columns, dtype=torch.float64)
+        kernels.convert_and_add(
+            sums.reshape(group * tiles, batch, positions, digits, columns).numpy(),
+            spread.numpy(),
+            keys,
+            position,
+            np.float32(op.adc_step),
+            np.float32(op.adc_offset),
+            np.float32(2**op.adc_bits - 1),
+            digit.numpy(),
+            cell.numpy(),
+            tiles,
+            self.draws is not None,
+            out.numpy(),
+        )
+        return out if op.adc_step == 1.0 else out * op.adc_step
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """What a converted digit and a converted cell of a logical column count, float64."""
+        kind, op = self.kind, self.op
+        digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
+        if self.signed:
+            digit[-1] = -digit[-1]
+        cell = 2.0 ** (kind.cell_bits * torch.arange(kind.slices, dtype=torch.float64))
+        return digit, torch.stack((cell, -cell), dim=1).flatten()
 
     def _digits(self, part: Tensor) -> Tensor:
         """Input digits ``[G * row tiles, batch * positions * digits, rows]``."""
@@ -384,11 +438,7 @@ class _Reader:
         applied once at the end. Its offset cancels in the difference of a pair.
         """
         kind, op = self.kind, self.op
-        digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
-        if self.signed:
-            digit[-1] = -digit[-1]
-        cell = 2.0 ** (kind.cell_bits * torch.arange(kind.slices, dtype=torch.float64))
-        cell = torch.stack((cell, -cell), dim=1).flatten()
+        digit, cell = self._weights()
         largest = kind.row_tiles * 2.0**op.adc_bits * float(digit.abs().sum() * cell.abs().sum())
         exact = self.monitor is None and largest < EXACT_FLOAT32
         dtype = torch.float32 if exact else torch.float64

@@ -44,6 +44,18 @@ class Draws:
             _generator(self.seed, stream, trial, _PER_TRIAL).random(dtype=np.float32, out=out[row])
         return torch.from_numpy(out).reshape(len(self.trials), *shape)
 
+    def keys(self, stream: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        """A 64-bit key for each row ``[R * B]``, for kernels with a generator of their own."""
+        made = np.empty((len(self.trials), len(self.samples)), dtype=np.uint64)
+        numbers = np.array(self.samples, dtype=np.uint64)
+        for row, trial in enumerate(self.trials):
+            digest = hashlib.blake2b(f"{self.seed}/{stream}/{trial}".encode(), digest_size=8)
+            # Odd multiples of a sample's number are distinct modulo 2^64; kernels mix the bits.
+            base = np.frombuffer(digest.digest(), dtype=np.uint64)[0]
+            with np.errstate(over="ignore"):
+                made[row] = base + numbers * np.uint64(0xD1342543DE82EF95)
+        return made.reshape(-1)
+
     def per_read(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normals ``[R * B, *shape]`` (float32): one draw for each trial and sample."""
         out = np.empty((len(self.trials) * len(self.samples), math.prod(shape)), dtype=np.float32)
