@@ -108,7 +108,11 @@ def capture(
         _try_eagerly(module, inputs)
         program = _export(module, inputs, dynamic_batch, found)
         program = program.run_decompositions({})
-    made, resources, constants = _convert(program, name)
+    try:
+        made, resources, constants = _convert(program, name)
+    except DiagnosticError as wrong:
+        # A batch size that could not be kept open may be what the refusal comes from.
+        raise DiagnosticError([*wrong.diagnostics, *found]) from None
     verify(made)
     return Captured(
         made, resources, input_spec, program.call_spec.out_spec, tuple(found), constants
