@@ -20,19 +20,21 @@ def example_text(op: type[Op]) -> str:
     neutral = op.name.split(".")[0] in NEUTRAL_DIALECTS
     phase = "captured" if neutral else "mapped"
     body, resources = [f"    {line}"], []
-    names, types = "", "()"
+    names, types, single = "", "()", False
     if not op.terminator:
         head, has_results, _ = line.partition(f" = {op.name}")
         if has_results:
             names = head
+            single = "," not in head
             types = line.rpartition("} : ")[2] if "} : " in line else line.rpartition(" : ")[2]
             types = f"({types})"
         if op.name == "core.constant":
             resources.append(f"  resource @w : {types[1:-1]}")
         body.append(f"    core.return {names}".rstrip())
     else:
-        types = "(" + ", ".join(_types(arguments)) + ")"
-    if types.startswith("(") and types.count("<") == 1 and "," not in types:
+        held = _types(arguments)
+        types, single = "(" + ", ".join(held) + ")", len(held) == 1
+    if single:
         types = types[1:-1]
     return "\n".join(
         [

@@ -403,7 +403,7 @@ class Hardsigmoid(_Elementwise, name="nn.hardsigmoid"):
 class Softmax(_Elementwise, name="nn.softmax"):
     """Normalised exponentials along one axis: ``y_i = exp(x_i) / sum_j exp(x_j)``."""
 
-    example = "%x: tensor<Bx4xf32> => %y = nn.softmax %x {axis = -1} : tensor<Bx4xf32>"
+    example = "%x: tensor<Bx4xf32> => %y = nn.softmax %x : tensor<Bx4xf32>"
 
     axis: int = attribute(default=-1, maximum=-1)
     y: Value = result()
