@@ -117,7 +117,9 @@ class Digital(_Keys):
     """Units for what is not a matrix product."""
 
     lanes: int = Field(ge=1, description="32-bit lanes of the chip's vector unit")
-    buffer_word_bits: int = Field(ge=1, description="bits of one access to a tile's buffer, as components.buffer_* count")
+    buffer_word_bits: int = Field(
+        ge=1, description="bits of one buffer access that components.buffer_* count"
+    )
 
 
 class ActivityKeys(_Keys):
