@@ -258,7 +258,9 @@ for _count in (1, 2, 3):
     aten_rule(f"max_pool{_count}d")(_max_pool_rule(_count, indices=False))
     aten_rule(f"max_pool{_count}d_with_indices")(_max_pool_rule(_count, indices=True))
     aten_rule(f"avg_pool{_count}d")(_avg_pool_rule(_count))
-    aten_rule(f"adaptive_avg_pool{_count}d", f"_adaptive_avg_pool{_count}d")(_adaptive_rule(_count))
+    aten_rule(f"adaptive_avg_pool{_count}d")(_adaptive_rule(_count))
+    if _count > 1:
+        aten_rule(f"_adaptive_avg_pool{_count}d")(_adaptive_rule(_count))
 
 
 @aten_rule("mean", "mean.dim")

@@ -7,7 +7,10 @@ decomposed to core aten ops and converted by the rules in :mod:`imcc.frontend.at
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,12 +105,11 @@ def capture(
     leaves, input_spec = pytree.tree_flatten(inputs)
     _check_inputs(leaves)
     found: list[Diagnostic] = []
-    with _evaluation_mode(module), torch.no_grad(), warnings.catch_warnings():
-        # The exporter warns about its own use of deprecated interfaces.
-        warnings.simplefilter("ignore")
+    with _evaluation_mode(module), torch.no_grad():
         _try_eagerly(module, inputs)
-        program = _export(module, inputs, dynamic_batch, found)
-        program = program.run_decompositions({})
+        with _quiet_exporter():
+            program = _export(module, inputs, dynamic_batch, found)
+            program = program.run_decompositions({})
     try:
         made, resources, constants = _convert(program, name)
     except DiagnosticError as wrong:
@@ -153,11 +155,29 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             item.training = training
 
 
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    # The exporter warns about its own use of deprecated interfaces, and logs and prints whole
+    # graphs for what becomes a diagnostic here. What the model prints is shown by the eager run.
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sink = io.StringIO()
+            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+                yield
+    finally:
+        logger.setLevel(level)
+
+
 def _try_eagerly(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     # A model that fails by itself should fail with its own words, not with the exporter's. It
     # gets copies: an in-place first layer would write into the user's tensors.
     try:
-        module(*pytree.tree_map(torch.clone, inputs))
+        with contextlib.redirect_stdout(sys.stderr):
+            module(*pytree.tree_map(torch.clone, inputs))
     except Exception as wrong:
         raise error(
             codes.CAPTURE,

@@ -8,6 +8,7 @@ resource and not an op.
 from __future__ import annotations
 
 import operator
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -125,7 +126,11 @@ class Converter:
         if tensor.is_meta:
             # A model without its weights: shapes are enough to map and cost it.
             kind = TensorType(tuple(tensor.shape), ELEMENT_OF[tensor.dtype])
-            resource = Resource(name, kind)
+            unique, number = name, 0
+            while unique in self.module.resources:
+                number += 1
+                unique = f"{name}.{number}"
+            resource = Resource(unique, kind)
         else:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise self._not_finite(name, tensor)
@@ -333,14 +338,18 @@ class Converter:
         base = name.split(".")[1] if "." in name else name
         known = sorted({item.split(".")[1] for item in self.rules})
         hint = self.hints.get(base, "")
-        listed = "supported are " + ", ".join(known)
+        listed = "the first message lists the supported ops"
+        if len(self._reported) == 1:
+            # Names with an underscore are torch's own; users do not call them.
+            named = ", ".join(item for item in known if not item.startswith("_"))
+            listed = "supported are " + "\n".join(textwrap.wrap(named, 86))
         self.found.add(
             Diagnostic(
                 codes.UNSUPPORTED_OP,
                 f"{name} is not supported",
                 model=self.loc,
                 scope=self.scope,
-                suggestions=nearest(base, known),
+                suggestions=() if hint else nearest(base, known),
                 help=f"{hint}\n{listed}" if hint else listed,
             )
         )

@@ -1,11 +1,13 @@
 """Model files and capture: what is accepted, and each refusal with code and the user's line."""
 
+import inspect
 import textwrap
 
 import pytest
 import torch
 from torch import nn
 
+from imcc.frontend.aten import RULES
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import load_model_file
 from imcc.ir import codes
@@ -275,6 +277,16 @@ def test_all_unsupported_ops_are_reported_at_once(network):
     assert any("use mean" in item.help for item in found)
 
 
+def test_rules_fit_the_schemas_of_their_ops():
+    for target, rule in RULES.items():
+        packet, _, overload = target.removeprefix("aten.").partition(".")
+        op = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        given = [
+            "x" if item.name in ("self", "input") else item.name for item in op._schema.arguments
+        ]
+        inspect.signature(rule).bind(None, **dict.fromkeys(given))
+
+
 def test_scope_of_an_unsupported_op(network):
     file = network("return self.head(x)", "self.head = nn.Sequential(nn.ELU())")
     (item,) = refused(lambda: captured(file), codes.UNSUPPORTED_OP)
@@ -319,11 +331,12 @@ def test_weights_that_are_not_finite(network):
     assert item.model[0].line == line_of(file.path, "self.fc(x)")
 
 
-def test_control_flow_on_data(network):
+def test_control_flow_on_data(network, capsys):
     file = network("if x.sum() > 0:\n    return x\nreturn -x")
     (item,) = refused(lambda: captured(file), codes.CAPTURE)
     assert "control flow" in item.message
     assert item.model[0].line == line_of(file.path, "if x.sum()")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_model_that_raises_by_itself(network):
