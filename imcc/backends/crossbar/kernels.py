@@ -1,8 +1,8 @@
 """CPU kernels of the simulator: read noise, conversion, shift and add in one pass.
 
-The torch form in ``simulate`` is the reference; the kernel gives the same distribution (and the same
-numbers without noise), which a test shows. Fusing matters: a column sum is touched once instead of
-five times, and noise is drawn where it is used.
+The torch form in ``simulate`` is the reference; the kernel gives the same distribution (and the
+same numbers without noise), which a test shows. Fusing matters: a column sum is touched once
+instead of five times, and noise is drawn where it is used.
 
 Normals come from the ziggurat of Marsaglia and Tsang ("The ziggurat method for generating random
 variables", J. Stat. Softw. 5(8), 2000) with 256 layers over SplitMix64 (Steele, Lea and Flood,
@@ -82,7 +82,8 @@ def _normal(state: np.uint64) -> tuple[float, np.uint64]:
         z = _uniform(bits) * _EDGES[layer]
         accepted = z < _EDGES[layer + 1]
         if not accepted:
-            accepted, z, state = _slow_normal(layer, z, state)
+            # numba's own annotations lack calls of compiled functions with several arguments.
+            accepted, z, state = _slow_normal(layer, z, state)  # type: ignore[type-var,call-arg,misc]
         if accepted:
             return (-z if bits & np.uint64(256) else z), state
 
@@ -113,8 +114,8 @@ def convert_and_add(
     """Convert column sums and add them up, with read noise of deviation ``spread``.
 
     ``sums`` is ``[G * tiles, B, P, D, C]`` with C physical columns, ``spread`` ``[G * tiles, B, P,
-    D]`` (read only if ``noisy``), ``keys`` ``[B]``. Writes ``out[b, p, g, n]``, the sum over tiles, digits
-    (weights ``digit``) and the cells of a logical column (weights ``cell``) of
+    D]`` (read only if ``noisy``), ``keys`` ``[B]``. Writes ``out[b, p, g, n]``, the sum over tiles,
+    digits (weights ``digit``) and the cells of a logical column (weights ``cell``) of
     ``clamp(round((v - offset) / step), 0, top)``; the converter's step is not applied.
     """
     stacked, batch, positions, digits, columns = sums.shape
