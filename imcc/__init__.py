@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from imcc._version import __version__
 
 if TYPE_CHECKING:
     from imcc.driver import CompiledModel, CompileOptions, compile, load

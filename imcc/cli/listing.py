@@ -149,9 +149,7 @@ def show_targets() -> Shown:
 
     found = list_targets()
     rows = [(item.name, f"[{item.backend}] {item.summary}") for item in found]
-    data = [
-        {"name": item.name, "backend": item.backend, "summary": item.summary} for item in found
-    ]
+    data = [{"name": item.name, "backend": item.backend, "summary": item.summary} for item in found]
     return _columns(rows), data
 
 

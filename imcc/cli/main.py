@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-import imcc
+from imcc._version import __version__
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error, nearest
 
@@ -38,7 +38,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(imcc.__version__, prog_name="imcc")
+@click.version_option(__version__, prog_name="imcc")
 @click.option("--traceback", is_flag=True, help="Show the Python traceback of internal errors.")
 def cli(traceback: bool) -> None:
     """Compile PyTorch models to in-memory-computing hardware, and see what comes out.
@@ -144,7 +144,13 @@ def run_command(
             result = run_metric(made, model, trials, seed, not noise_off, report_progress)
         else:
             result = run_data(
-                made, Path(str(data)), Path(str(output)), trials, seed, not noise_off, force,
+                made,
+                Path(str(data)),
+                Path(str(output)),
+                trials,
+                seed,
+                not noise_off,
+                force,
                 report_progress,
             )
     if as_json:
@@ -299,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe left; point stdout elsewhere so that the interpreter's flush is quiet.
+        # The reader of a pipe left; point stdout elsewhere so that the last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as unforeseen:

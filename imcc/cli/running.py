@@ -65,7 +65,8 @@ def run_data(
     )
     beside = output.with_name(f".{output.name}.part.npz")
     try:
-        np.savez(beside, **{f"output{i}": value.numpy() for i, value in enumerate(outputs)})
+        arrays: Any = {f"output{i}": value.numpy() for i, value in enumerate(outputs)}
+        np.savez(beside, **arrays)
         beside.replace(output)
     except OSError as wrong:
         raise error(codes.OUTPUT, f"cannot write {output}: {wrong.strerror or wrong}") from None
@@ -96,7 +97,5 @@ def _read_inputs(path: Path, names: list[str]) -> list[Tensor]:
     if set(names) <= set(held):
         return [held[name] for name in names]
     if len(held) != len(names):
-        raise error(
-            codes.BAD_DATA, f"{path} holds {sorted(held)}, the program takes {names}"
-        )
+        raise error(codes.BAD_DATA, f"{path} holds {sorted(held)}, the program takes {names}")
     return list(held.values())

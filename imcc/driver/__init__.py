@@ -1,4 +1,4 @@
-"""The whole way from a model to a :class:`CompiledModel`; what ``imcc.compile`` and the CLI call."""
+"""The whole way from a model to a :class:`CompiledModel`: ``imcc.compile`` and the CLI."""
 
 from imcc.driver.compiled import CompiledModel, load
 from imcc.driver.compiler import CompileOptions, compile, compile_file

@@ -151,9 +151,7 @@ class CompiledModel:
         self, path: str | Path, *, force: bool = False, extra: Mapping[str, bytes] | None = None
     ) -> None:
         """Write an artifact folder; raises ``OUTPUT`` if it exists and ``force`` is false."""
-        artifact = Artifact(
-            self.module, self.resources, self.target, self.report_data, extra or {}
-        )
+        artifact = Artifact(self.module, self.resources, self.target, self.report_data, extra or {})
         save_artifact(artifact, Path(path), force=force)
 
 

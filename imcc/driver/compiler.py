@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import imcc
+from imcc._version import __version__
 from imcc.backends.api import Backend, Target, find_backend
 from imcc.backends.targets import find_target
 from imcc.driver.compiled import CompiledModel, Signature
@@ -93,9 +93,7 @@ def compile(
     )
 
 
-def compile_file(
-    spec: str, options: CompileOptions, progress: Progress = _silent
-) -> CompiledModel:
+def compile_file(spec: str, options: CompileOptions, progress: Progress = _silent) -> CompiledModel:
     """Compile a user's model file, ``path.py`` or ``path.py:name`` of the model function."""
     held = load_model_file(spec)
     calibration = held.calibration_data() if held.calibration_data is not None else None
@@ -247,7 +245,7 @@ def _report(
     file = str(source.path) if source is not None else None
     return {
         "schema_version": SCHEMA_VERSION,
-        "imcc_version": imcc.__version__,
+        "imcc_version": __version__,
         "model": {"name": name, "file": Path(file).name if file else None},
         "targets": [
             {

@@ -39,9 +39,9 @@ def calibration_batches(given: Any) -> list[tuple[Any, ...]]:
         raise _bad("calibration_data() returned nothing")
     for number, batch in enumerate(batches):
         for value in batch:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                if not bool(torch.isfinite(value).all()):
-                    raise _bad(f"calibration batch {number} holds values that are not finite")
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            if floating and not bool(torch.isfinite(value).all()):
+                raise _bad(f"calibration batch {number} holds values that are not finite")
     return batches
 
 

@@ -17,9 +17,7 @@ def program_dot(module: Module, report: dict[str, Any], function: str = "inferen
     """DOT of a function: ops as nodes in clusters by layer, labelled with type and cost."""
     from graphviz import Digraph
 
-    layers = {
-        layer["name"]: layer for layer in report["entry_points"][function]["layers"]
-    }
+    layers = {layer["name"]: layer for layer in report["entry_points"][function]["layers"]}
     graph = Digraph(module.name)
     graph.attr(rankdir="TB", fontname="Helvetica", nodesep="0.25", ranksep="0.3")
     graph.attr("node", shape="box", style="rounded,filled", fillcolor="white", fontname="Helvetica")

@@ -131,7 +131,5 @@ def _components(console: Any, report: dict[str, Any]) -> None:
     for name, data in order:
         energy = data.get("energy_pj")
         share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
-        table.add_row(
-            name, quantity(energy, "pJ"), share, quantity(data.get("area_um2"), "um2")
-        )
+        table.add_row(name, quantity(energy, "pJ"), share, quantity(data.get("area_um2"), "um2"))
     console.print(table)

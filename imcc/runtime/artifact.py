@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imcc
+from imcc._version import __version__
 from imcc.backends.api import Target
 from imcc.backends.targets import find_target
 from imcc.ir import codes
@@ -30,7 +30,12 @@ from imcc.ir.verifier import verify
 
 ARTIFACT_VERSION = 1
 MANIFEST = "manifest.json"
-PROGRAM, WEIGHTS, TARGET, REPORT = "program.imc", "weights.safetensors", "target.toml", "report.json"
+PROGRAM, WEIGHTS, TARGET, REPORT = (
+    "program.imc",
+    "weights.safetensors",
+    "target.toml",
+    "report.json",
+)
 REQUIRED = (PROGRAM, WEIGHTS, TARGET, REPORT)
 MAX_TEXT_BYTES = 1 << 30
 
@@ -96,7 +101,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         (folder / name).write_bytes(content)
     manifest = {
         "artifact_version": ARTIFACT_VERSION,
-        "imcc_version": imcc.__version__,
+        "imcc_version": __version__,
         "target": artifact.target.name,
         "files": {
             item.name: {"sha256": _sha256(item), "bytes": item.stat().st_size}

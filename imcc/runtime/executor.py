@@ -111,7 +111,7 @@ class Executor:
                 draws=draws,
                 trials=len(group),
             )
-        return [output.reshape(len(group), count, *output.shape[1:]) for output in made.outputs]
+        return [output.unflatten(0, (len(group), count)) for output in made.outputs]
 
     def _fold(self, given: Tensor, index: int, start: int, stop: int, trials: int) -> Tensor:
         if not self._is_batched(index):
@@ -121,7 +121,7 @@ class Executor:
 
     def _is_batched(self, index: int) -> bool:
         kind = self.module.function("inference").inputs[index].type
-        shape = getattr(kind, "shape", ())
+        shape: tuple[Any, ...] = getattr(kind, "shape", ())
         return bool(shape) and not isinstance(shape[0], int)
 
     def _batch(self, inputs: Sequence[Tensor]) -> int:

@@ -81,9 +81,7 @@ def run_trials(
 
     ``rebuild`` turns the list of output tensors of one trial into what the user's model returns.
     """
-    outputs = executor.run(
-        inputs, trials=range(trials), seed=seed, noisy=noisy, progress=progress
-    )
+    outputs = executor.run(inputs, trials=range(trials), seed=seed, noisy=noisy, progress=progress)
     values: list[float] = []
     for trial in range(outputs[0].shape[0]):
         held = [output[trial] for output in outputs]
