@@ -137,7 +137,7 @@ class DiagnosticCollector:
 
 def nearest(name: str, known: Iterable[str], count: int = 2) -> tuple[str, ...]:
     """The known names closest to ``name`` by edit distance, best first, possibly none."""
-    return tuple(difflib.get_close_matches(name, list(known), n=count, cutoff=0.6))
+    return tuple(map(str, difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)))
 
 
 def text_window(source: str | Sequence[str], line: int, column: int = 0, around: int = 2) -> str:
