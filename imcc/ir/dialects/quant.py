@@ -177,8 +177,7 @@ class Rescale(Op, name="quant.rescale"):
     """
 
     example = (
-        "%a: tensor<Bx3xi32>, %s: tensor<3xf32> => "
-        "%y = quant.rescale %a, %s : tensor<Bx3xf32>"
+        "%a: tensor<Bx3xi32>, %s: tensor<3xf32> => %y = quant.rescale %a, %s : tensor<Bx3xf32>"
     )
 
     acc: Value = operand(TensorType, elements={"i32", "f32", "f64"})

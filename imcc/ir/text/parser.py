@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAX_LIST_DEPTH = 8
 _LOCK = threading.RLock()
 _HEADER = re.compile(r"\A\s*//\s*imc\s+([0-9]{1,9})\s*$", re.MULTILINE)
+_PLACE = re.compile(r'("(?:[^"\\\n]|\\.)*"):([0-9]{1,9})')
 _HUMAN = {
     "VALUE": "a value such as %x",
     "SYMBOL": "a symbol such as @name",
@@ -64,7 +65,7 @@ _HUMAN = {
     "INIT": "'init'",
     "SHA256": "'sha256'",
     "TARGET": "'target'",
-    "LOC": "'loc'",
+    "LOC": 'a place such as loc("model.py":3)',
     "_LBRACE": "'{'",
     "RBRACE": "'}'",
     "LPAR": "'('",
@@ -324,12 +325,6 @@ class _Delegate:
     def types(self, children: list[Token]) -> tuple[str, list[Token]]:
         return ("types", children)
 
-    def place(self, children: list[Token]) -> Location:
-        return Location(_string(children[0]), self.number([children[1]]))
-
-    def loc(self, children: list[Location]) -> tuple[str, list[Location]]:
-        return ("loc", children)
-
     def op(self, children: list[Any]) -> None:
         state = self.state
         name: Token | None = None
@@ -337,20 +332,21 @@ class _Delegate:
         operands: list[Any] = []
         pairs: list[tuple[Token, Any]] = []
         types: list[Token] = []
-        loc: list[Location] = []
+        loc: tuple[Location, ...] = ()
         for child in children:
             if type(child) is not tuple:
-                name = child
+                if name is None:
+                    name = child
+                else:
+                    loc = _places(str(child))
             elif child[0] == "results":
                 results = child[1]
             elif child[0] == "operands":
                 operands = child[1]
             elif child[0] == "attributes":
                 pairs = child[1]
-            elif child[0] == "types":
-                types = child[1]
             else:
-                loc = child[1]
+                types = child[1]
         if name is None or state.function is None:
             raise RuntimeError("op outside of a function")
         held = tuple(state.type(token) for token in types)
@@ -361,7 +357,7 @@ class _Delegate:
                 name,
                 help="write one type for each result after the colon",
             )
-        made = self._build(name, operands, pairs, held, results, tuple(loc))
+        made = self._build(name, operands, pairs, held, results, loc)
         values: tuple[Value, ...]
         if made is None:
             values = tuple(Value(kind, token[1:]) for token, kind in zip(results, held))  # noqa: B905
@@ -586,6 +582,14 @@ class _Delegate:
 
 _FLOAT_WORDS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 _DELEGATE = _Delegate()
+
+
+@lru_cache(maxsize=65536)
+def _places(text: str) -> tuple[Location, ...]:
+    """The places of ``loc("file":line, ...)``; the grammar has checked the form."""
+    return tuple(
+        Location(_string(file), int(line)) for file, line in _PLACE.findall(text[len("loc(") :])
+    )
 
 
 def _shape(text: str) -> tuple[Any, ...]:
