@@ -61,7 +61,7 @@ def _digital(op: Op, target: CrossbarTarget) -> str | None:
 def _float(op: nn.Linear | nn.Conv, target: CrossbarTarget) -> str | None:
     if not _constant(op.weight.owner):
         return "the weight is computed at run time; crossbars hold constant weights only"
-    return f"crossbars hold integer codes, this product is in floating point: {QUANTISE_FIRST}"
+    return "crossbars hold integer codes, this product is in floating point"
 
 
 @LEGAL.register(quant.Linear, quant.Conv, backend="crossbar")
