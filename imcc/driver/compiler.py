@@ -27,6 +27,7 @@ from imcc.passes.infrastructure import (
     print_pipeline,
     run_pipeline,
 )
+from imcc.runtime.artifact import WEIGHTS
 from imcc.runtime.executor import Progress, _silent
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _compile(
         legality=backend.legal,
     )
     records = run_pipeline(module, passes, context)
+    context.rewriter(module, "driver").set_resource_file(WEIGHTS)
     made = CompiledModel(
         module, resources, target, signature, {}, tuple(records), seed=options.seed
     )
