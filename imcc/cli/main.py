@@ -168,7 +168,15 @@ def report_command(artifact: Path, as_json: bool) -> None:
     """Show the report of a compiled artifact."""
     from imcc.driver import load
 
-    _show_report(load(artifact).report(), as_json)
+    report = load(artifact).report()
+    try:
+        _show_report(report, as_json)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as wrong:
+        raise error(
+            codes.ARTIFACT,
+            f"{artifact / 'report.json'} is not a report: {type(wrong).__name__}: {wrong}",
+            help="compile the model again",
+        ) from None
 
 
 @cli.command("opt")

@@ -23,8 +23,8 @@ def run_metric(
 ) -> dict[str, Any]:
     """The metric of the model file over trials."""
     held = load_model_file(model)
-    inputs, targets = evaluation_set(held.require("evaluation_data", "imcc run evaluates")())
-    metric = held.require("metric", "imcc run evaluates")
+    inputs, targets = evaluation_set(held.require("evaluation_data", "evaluation")())
+    metric = held.require("metric", "evaluation")
     statistics = run_trials(
         made.executor,
         made.signature.flatten(inputs),
@@ -80,6 +80,14 @@ def run_data(
 
 def _read_inputs(path: Path, names: list[str]) -> list[Tensor]:
     """Tensors by the program's input names, or in the file's order where names differ."""
+    if not path.is_file():
+        raise error(codes.BAD_DATA, f"{path} does not exist")
+    if path.suffix not in (".npz", ".safetensors"):
+        raise error(
+            codes.BAD_DATA,
+            f"{path} is neither .npz nor .safetensors",
+            help="write arrays with numpy.savez or tensors with safetensors",
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -91,7 +99,7 @@ def _read_inputs(path: Path, names: list[str]) -> list[Tensor]:
     except Exception as wrong:
         raise error(
             codes.BAD_DATA,
-            f"{path} cannot be read: {type(wrong).__name__}: {wrong}",
+            f"{path} cannot be read ({type(wrong).__name__}): it is damaged or holds objects",
             help="give an .npz or .safetensors file with one array for each input",
         ) from None
     if set(names) <= set(held):

@@ -43,8 +43,18 @@ class Signature:
         if spec != self.inputs:
             raise error(
                 codes.BAD_INPUT,
-                f"arguments have the structure {spec}, the model was compiled for {self.inputs}",
+                f"{len(leaves)} inputs given, the model was compiled for {self.inputs.num_leaves}"
+                if len(leaves) != self.inputs.num_leaves
+                else f"arguments have the structure {spec}, compiled was {self.inputs}",
+                help="pass the inputs as example_inputs() has them",
             )
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise error(
+                    codes.BAD_INPUT,
+                    f"inputs are tensors, found {type(leaf).__name__}",
+                    help="convert arrays with torch.as_tensor(array)",
+                )
         return leaves
 
     def rebuild(self, outputs: Sequence[Tensor]) -> Any:

@@ -16,8 +16,9 @@ from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
 from imcc.driver.evaluation import Evaluated, evaluate_accuracy
 from imcc.frontend.capture import Captured, capture
 from imcc.frontend.model_file import ModelFile, load_model_file
+from imcc.ir import codes
 from imcc.ir.cost import SCHEMA_VERSION, CostRecord
-from imcc.ir.diagnostics import Diagnostic
+from imcc.ir.diagnostics import Diagnostic, error
 from imcc.ir.module import Module, clone_function
 from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import (
@@ -78,6 +79,14 @@ def compile(
     accuracy section, with ``trials`` noisy trials. Raises :class:`DiagnosticError` for whatever is
     wrong with the model, the data, the target or the passes.
     """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise error(
+            codes.MODEL_FILE,
+            f"the model is {type(model).__name__}, not a torch.nn.Module",
+            help="wrap a function into a module with a forward method",
+        )
     options = CompileOptions(
         target, tuple(overrides), passes, trials, seed, sweep, calibrate_on_example
     )
@@ -99,11 +108,9 @@ def compile_file(spec: str, options: CompileOptions, progress: Progress = _silen
     held = load_model_file(spec)
     calibration = held.calibration_data() if held.calibration_data is not None else None
     evaluation = held.evaluation_data() if held.evaluation_data is not None else None
-    if calibration is None and _needs_calibration(options) and not options.calibrate_on_example:
-        held.require("calibration_data", "the pipeline calibrates ranges")
     metric = held.metric
     if evaluation is not None and metric is None:
-        metric = held.require("metric", "evaluation_data() is there")
+        metric = held.require("metric", "evaluation")
     return _compile(
         held.module,
         held.example_inputs,
@@ -115,13 +122,6 @@ def compile_file(spec: str, options: CompileOptions, progress: Progress = _silen
         source=held,
         progress=progress,
     )
-
-
-def _needs_calibration(options: CompileOptions) -> bool:
-    target = find_target(options.target, options.overrides)
-    backend = find_backend(target.backend)
-    text = options.passes if options.passes is not None else backend.pipeline(target)
-    return any("calibration" in item.needs for item in parse_pipeline(text))
 
 
 def _compile(
@@ -143,6 +143,9 @@ def _compile(
     progress(0, 3, "capture")
     captured = capture(model, example_inputs, name=_identifier(name))
     signature = Signature.of(captured)
+    needed = any("calibration" in item.needs for item in passes)
+    if needed and calibration is None and not options.calibrate_on_example and source is not None:
+        source.require("calibration_data", "calibration of input and converter ranges")
     batches = _calibration(calibration, example_inputs, options, signature)
     module = captured.module.clone()
     verify(module)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import Diagnostic
+from imcc.ir.diagnostics import Diagnostic, DiagnosticError
 from imcc.ir.dialects import core, nn, quant
 from imcc.ir.module import Function, Module
 from imcc.ir.ops import Op, Value
@@ -64,6 +64,14 @@ class CalibrateActivations(Pass):
         found: dict[Value, list[Op]] = {}
         for op in function.ops:
             if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, core.Constant):
+                if core.tensor(op.x).element != "f32":
+                    raise DiagnosticError(
+                        op.diagnostic(
+                            codes.UNSUPPORTED_FORM,
+                            f"quantisation starts from f32, the input is {op.x.type}",
+                            help="convert the model and its inputs with .float()",
+                        )
+                    )
                 found.setdefault(op.x, []).append(op)
         return found
 

@@ -133,6 +133,8 @@ def load_artifact(path: Path) -> Artifact:
         raise _broken(f"{path / PROGRAM} is not UTF-8 text") from None
     module = parse_module(text, str(path / PROGRAM))
     verify(module)
+    if "inference" not in module.functions:
+        raise _broken(f"{path / PROGRAM} has no entry point @inference")
     resources = ResourceStore.load(path / WEIGHTS, module)
     report = _json(path, REPORT)
     target = find_target(path / TARGET)

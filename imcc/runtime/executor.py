@@ -111,6 +111,14 @@ class Executor:
                 draws=draws,
                 trials=len(group),
             )
+        rows = len(group) * count
+        for number, output in enumerate(made.outputs):
+            if output.dim() == 0 or output.shape[0] != rows:
+                raise error(
+                    codes.UNSUPPORTED_FORM,
+                    f"output {number} of shape {list(output.shape)} has no batch axis of {rows}",
+                    help="let the model return tensors whose first axis is the batch",
+                )
         return [output.unflatten(0, (len(group), count)) for output in made.outputs]
 
     def _fold(self, given: Tensor, index: int, start: int, stop: int, trials: int) -> Tensor:
@@ -132,6 +140,13 @@ class Executor:
                 codes.BAD_INPUT,
                 f"the program takes {len(wanted)} inputs ({names}), {len(inputs)} given",
             )
+        for value, given in zip(wanted, inputs, strict=True):
+            if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+                raise error(
+                    codes.BAD_INPUT,
+                    f"input %{value.name} holds NaN or infinity",
+                    help="a quantised program would turn them into ordinary codes; clean the input",
+                )
         sizes = {
             int(given.shape[0])
             for index, given in enumerate(inputs)

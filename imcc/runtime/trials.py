@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import error
+from imcc.ir.diagnostics import DiagnosticError, error
 from imcc.runtime.executor import Executor, Progress, _silent
 
 Metric = Callable[[Any, Any], Any]
@@ -94,6 +94,8 @@ def metric_value(metric: Metric, outputs: Any, targets: Any) -> float:
     """The metric as a finite float; a diagnostic if the user's function fails or gives none."""
     try:
         value = float(metric(outputs, targets))
+    except DiagnosticError:
+        raise
     except Exception as wrong:
         raise error(
             codes.BAD_DATA,

@@ -277,3 +277,78 @@ def test_two_inputs_and_structured_outputs(tmp_path):
         made(x)
     with pytest.raises(DiagnosticError, match="IMC702"):
         made(x[:, :4], y)
+
+
+def test_values_that_cannot_be_run_are_refused(artifact):
+    made = imcc.load(artifact)
+    with pytest.raises(DiagnosticError, match="NaN"):
+        made(torch.full((2, 20), float("nan")))
+    with pytest.raises(DiagnosticError, match="inputs are tensors"):
+        made("a")
+    with pytest.raises(DiagnosticError, match="not a torch"):
+        imcc.compile(None, torch.zeros(1, 2))
+
+
+def test_other_precisions_are_refused_at_the_user_s_layer():
+    model = nn.Sequential(nn.Linear(4, 2)).double()
+    data = torch.rand(8, 4, dtype=torch.float64)
+    with pytest.raises(DiagnosticError, match=r"\.float\(\)"):
+        imcc.compile(model, data[:1], calibration=[(data,)])
+
+
+def test_output_without_a_batch_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x), self.fc.weight
+
+    data = torch.rand(8, 4)
+    made = imcc.compile(Net(), data[:1], calibration=[(data,)])
+    with pytest.raises(DiagnosticError, match="no batch axis"):
+        made(data)
+
+
+def _reseal(path):
+    import hashlib
+
+    data = json.loads((path / "manifest.json").read_text())
+    for name in data["files"]:
+        held = (path / name).read_bytes()
+        data["files"][name] = {"sha256": hashlib.sha256(held).hexdigest(), "bytes": len(held)}
+    (path / "manifest.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("report", ['{"a": 1}', "{}", '{"targets": [], "warnings": 3}'])
+def test_tampered_report_is_refused(artifact, report, capsys):
+    (artifact / "report.json").write_text(report)
+    _reseal(artifact)
+    assert main(["report", str(artifact)]) == 1
+    assert "IMC601" in capsys.readouterr().err
+
+
+def test_program_without_inference_is_refused(artifact):
+    text = (artifact / "program.imc").read_text().replace("@inference", "@other")
+    (artifact / "program.imc").write_text(text)
+    _reseal(artifact)
+    with pytest.raises(DiagnosticError, match="no entry point"):
+        imcc.load(artifact)
+
+
+def test_run_on_a_data_file(artifact, tmp_path, capsys):
+    import numpy as np
+
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((5, 20), dtype=np.float32))
+    out = str(tmp_path / "y.npz")
+    arguments = ["run", str(artifact), "--data", str(tmp_path / "x.npz"), "-o", out]
+    assert main([*arguments, "--trials", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shapes"] == [[2, 5, 3]]
+    assert np.load(out)["output0"].shape == (2, 5, 3)
+    assert main(arguments) == 1
+    (tmp_path / "x.npz").write_bytes(b"garbage")
+    assert main([*arguments, "--force"]) == 1
+    np.savez(tmp_path / "x.npz", x=np.zeros((5, 20)))
+    assert main([*arguments, "--force"]) == 1
+    assert "float32" in capsys.readouterr().err

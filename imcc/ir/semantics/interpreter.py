@@ -158,7 +158,7 @@ def _bind(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
             raise error(
                 codes.BAD_INPUT,
                 f"input %{value.name} has elements {element}, the program takes {kind.element}",
-                help="convert it with .to(dtype)",
+                help="convert it, e.g. tensor.to(torch.float32) or array.astype('float32')",
             )
     return symbols
 

@@ -119,7 +119,7 @@ def _check_needs(item: Pass, module: Module, context: PassContext) -> None:
         raise error(
             codes.PASS_REQUIRES,
             f"pass {item.name} needs phase {item.requires_phase!r}, the module is {module.phase!r}",
-            help="run the passes that lead there first; `imcc targets NAME` shows the pipeline",
+            help="run the passes that lead there first; `imcc passes` lists them",
         )
     if "weights" in item.needs:
         context.weights()
