@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Metric = Callable[[Any, Any], Any]
-SWEEP_TRIALS = 10
+SWEEP_TRIALS = 5
 """Trials of each level of the sweep, if the evaluation has as many."""
 
 
