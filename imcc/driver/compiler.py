@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from imcc._version import __version__
 from imcc.backends.api import Backend, Target, find_backend
 from imcc.backends.targets import find_target
-from imcc.driver.compiled import CompiledModel, Signature
+from imcc.driver.compiled import CompiledModel
 from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
 from imcc.driver.evaluation import Evaluated, evaluate_accuracy
+from imcc.driver.signature import Signature, input_names
 from imcc.frontend.capture import Captured, capture
 from imcc.frontend.model_file import ModelFile, load_model_file
 from imcc.ir import codes
@@ -142,7 +143,7 @@ def _compile(
     passes = parse_pipeline(text)
     progress(0, 3, "capture")
     captured = capture(model, example_inputs, name=_identifier(name))
-    signature = Signature.of(captured)
+    signature = Signature.of(captured, input_names(model, len(example_inputs)))
     needed = any("calibration" in item.needs for item in passes)
     if needed and calibration is None and not options.calibrate_on_example and source is not None:
         source.require("calibration_data", "calibration of input and converter ranges")

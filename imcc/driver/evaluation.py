@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imcc.backends.api import Backend
-from imcc.driver.compiled import CompiledModel, Signature
+from imcc.driver.compiled import CompiledModel
+from imcc.driver.signature import Signature
 from imcc.frontend.capture import Captured
 from imcc.runtime.executor import Executor, Progress
 from imcc.runtime.trials import TrialStatistics, run_trials
@@ -24,9 +25,11 @@ SWEEP_TRIALS = 5
 class Evaluated:
     """A metric on the captured model, on the compiled program without noise, and under noise.
 
-    ``sweep`` maps levels of write noise to statistics over the same trials and seed.
+    ``metric`` is the name of the function. ``sweep`` maps levels of write noise to statistics over
+    the same trials and seed.
     """
 
+    metric: str
     samples: int
     float_value: float
     noise_free: float
@@ -36,6 +39,7 @@ class Evaluated:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
+            "metric": self.metric,
             "samples": self.samples,
             "float": self.float_value,
             "noise_free": self.noise_free,
@@ -90,4 +94,5 @@ def evaluate_accuracy(
             executor = Executor(made.module, made.resources, target, backend)
             levels.append((level, run(executor, count, True)))
     samples = int(inputs[0].shape[0])
-    return Evaluated(samples, reference.mean, exact.mean, noisy, tuple(levels))
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return Evaluated(name, samples, reference.mean, exact.mean, noisy, tuple(levels))

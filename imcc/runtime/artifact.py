@@ -1,8 +1,9 @@
-"""Artifacts: a folder with IR text, safetensors, the target, the report and a manifest.
+"""Artifacts: a folder or zip with IR text, safetensors, the target, the report and a manifest.
 
-Nothing in an artifact is executed or unpickled. Loading checks every file against the manifest's
-hash and refuses names and links that leave the folder. Saving writes beside the destination and
-renames, so that a crash leaves the old artifact or none.
+Nothing in an artifact is executed, imported or unpickled. Loading checks every file against the
+manifest's hash and refuses links, names that leave the folder, and archives that expand beyond
+their limits. Saving writes beside the destination and renames, so that a crash leaves the old
+artifact or none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +31,7 @@ from imcc.ir.module import Module
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.text import parse_module, print_module
 from imcc.ir.verifier import verify
+from imcc.runtime.report_schema import check_report
 
 ARTIFACT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -38,6 +43,12 @@ PROGRAM, WEIGHTS, TARGET, REPORT = (
 )
 REQUIRED = (PROGRAM, WEIGHTS, TARGET, REPORT)
 MAX_TEXT_BYTES = 1 << 30
+MAX_ZIP_BYTES = 32 << 30
+"""What an archive may expand to: 8-bit weights of a model of some 30 billion parameters."""
+MAX_ZIP_RATIO, FREE_ZIP_BYTES = 100, 64 << 20
+"""Beyond ``FREE_ZIP_BYTES``, how many times its size an archive may expand to. Deflate reaches
+1032; text compresses some 10 times, and weights are stored as they are."""
+_COPY_BYTES = 1 << 20
 
 
 @dataclass
@@ -57,38 +68,80 @@ def check_output(path: Path, *, force: bool) -> None:
         raise error(
             codes.OUTPUT, f"{path} exists already", help="pass --force to replace it, or choose -o"
         )
+    if path.suffix == ".zip":
+        if path.exists() and not _is_our_zip(path):
+            raise _foreign(path)
+        return
     if path.exists() and not path.is_dir():
-        raise error(codes.OUTPUT, f"{path} is a file, not a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
         raise error(
             codes.OUTPUT,
-            f"{path} is a folder that imcc did not write; it will not be replaced",
-            help="choose another folder with -o",
+            f"{path} is a file, not a folder",
+            help="choose a folder, or a name that ends in .zip",
         )
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise _foreign(path)
+
+
+def _is_our_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _foreign(path: Path) -> DiagnosticError:
+    return error(
+        codes.OUTPUT,
+        f"imcc did not write {path}; it will not be replaced",
+        help="choose another name with -o",
+    )
 
 
 def save_artifact(artifact: Artifact, path: Path, *, force: bool = False) -> None:
-    """Write the artifact; raises ``OUTPUT`` diagnostics for existing or unwritable places."""
+    """Write the artifact, as an archive if ``path`` ends in ``.zip``, else as a folder.
+
+    Raises ``OUTPUT`` diagnostics for existing or unwritable places.
+    """
     check_output(path, force=force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as wrong:
         raise _unwritable(path, wrong) from None
     try:
-        _write(artifact, beside)
-        beside.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, old / "old")
-            os.rename(beside, path)
-            shutil.rmtree(old, ignore_errors=True)
+        made = work / "new"
+        made.mkdir()
+        _write(artifact, made)
+        if path.suffix == ".zip":
+            packed = work / "new.zip"
+            _pack(made, packed)
+            os.replace(packed, path)
         else:
-            os.rename(beside, path)
+            _replace_folder(path, made, work / "old")
     except OSError as wrong:
         raise _unwritable(path, wrong) from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _replace_folder(path: Path, made: Path, old: Path) -> None:
+    if not path.exists():
+        os.rename(made, path)
+        return
+    os.rename(path, old)
+    try:
+        os.rename(made, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+
+
+def _pack(folder: Path, packed: Path) -> None:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for item in sorted(folder.iterdir()):
+            kind = zipfile.ZIP_STORED if item.name == WEIGHTS else zipfile.ZIP_DEFLATED
+            archive.write(item, item.name, compress_type=kind)
 
 
 def _write(artifact: Artifact, folder: Path) -> None:
@@ -97,6 +150,8 @@ def _write(artifact: Artifact, folder: Path) -> None:
     (folder / PROGRAM).write_text(print_module(artifact.module), encoding="utf-8")
     (folder / TARGET).write_text(artifact.target.text, encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(artifact.report, indent=2) + "\n", encoding="utf-8")
+    # safetensors makes its file private; it is as public as the text beside it.
+    (folder / WEIGHTS).chmod(stat.S_IMODE((folder / PROGRAM).stat().st_mode))
     for name, content in artifact.extra.items():
         (folder / name).write_bytes(content)
     manifest = {
@@ -112,9 +167,48 @@ def _write(artifact: Artifact, folder: Path) -> None:
 
 
 def load_artifact(path: Path) -> Artifact:
-    """Read an artifact; raises ``ARTIFACT`` or ``ARTIFACT_UNSAFE`` diagnostics."""
-    if not path.is_dir():
-        raise _broken(f"{path} is not an artifact folder", "give the folder that `-o` named")
+    """Read an artifact folder or zip; raises ``ARTIFACT`` or ``ARTIFACT_UNSAFE`` diagnostics."""
+    if path.is_dir():
+        return _load(path)
+    if not path.is_file():
+        raise _broken(f"there is no artifact {path}", "give the folder or zip that `-o` named")
+    with tempfile.TemporaryDirectory(prefix="imcc-") as made:
+        folder = Path(made) / path.stem
+        folder.mkdir()
+        _unpack(path, folder)
+        return _load(folder)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            items = archive.infolist()
+            _check_archive(path, items)
+            for item in items:
+                with archive.open(item) as packed, (folder / item.filename).open("xb") as file:
+                    # Reading stops at the size that was checked, and compares the CRC.
+                    shutil.copyfileobj(packed, file, _COPY_BYTES)
+    except OSError as wrong:
+        raise _broken(f"{path} cannot be unpacked: {wrong.strerror or wrong}") from None
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error) as wrong:
+        raise _broken(f"{path} is not a sound zip archive: {wrong}") from None
+
+
+def _check_archive(path: Path, items: list[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    for item in items:
+        if not _is_plain(item.filename) or "\\" in item.filename or item.filename in seen:
+            raise _unsafe(f"{path} holds {item.filename!r}, not a plain file name that occurs once")
+        if stat.S_ISLNK(item.external_attr >> 16):
+            raise _unsafe(f"{path} holds the link {item.filename!r}")
+        seen.add(item.filename)
+    total = sum(item.file_size for item in items)
+    allowed = min(MAX_ZIP_BYTES, max(FREE_ZIP_BYTES, MAX_ZIP_RATIO * path.stat().st_size))
+    if total > allowed:
+        raise _unsafe(f"{path} expands to {total} bytes; {allowed} are allowed for its size")
+
+
+def _load(path: Path) -> Artifact:
     manifest = _json(path, MANIFEST)
     version = manifest.get("artifact_version")
     if version != ARTIFACT_VERSION:
@@ -127,20 +221,19 @@ def load_artifact(path: Path) -> Artifact:
     for name in REQUIRED:
         if name not in files:
             raise _broken(f"{path / MANIFEST} does not list {name}")
-    try:
-        text = (path / PROGRAM).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise _broken(f"{path / PROGRAM} is not UTF-8 text") from None
-    module = parse_module(text, str(path / PROGRAM))
+    module = parse_module(_text(path / PROGRAM), str(path / PROGRAM))
     verify(module)
     if "inference" not in module.functions:
         raise _broken(f"{path / PROGRAM} has no entry point @inference")
     resources = ResourceStore.load(path / WEIGHTS, module)
     report = _json(path, REPORT)
+    check_report(report, path / REPORT)
     target = find_target(path / TARGET)
     name = manifest.get("target")
     if isinstance(name, str):
         target = _renamed(target, name)
+    if target.sha256 != report["targets"][0]["sha256"]:
+        raise _broken(f"{path / TARGET} is not the target that the report is about")
     return Artifact(module, resources, target, report)
 
 
@@ -151,20 +244,10 @@ def _renamed(target: Target, name: str) -> Target:
 
 
 def _check(path: Path, name: Any, entry: Any) -> None:
-    plain = isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
-    if not plain:
-        raise error(
-            codes.ARTIFACT_UNSAFE,
-            f"{path / MANIFEST} names {name!r}, which is not a plain file name",
-            help="do not use this artifact; compile the model again",
-        )
+    if not _is_plain(name):
+        raise _unsafe(f"{path / MANIFEST} names {name!r}, which is not a plain file name")
     file = path / name
-    if file.is_symlink() or not file.resolve().is_relative_to(path.resolve()):
-        raise error(
-            codes.ARTIFACT_UNSAFE,
-            f"{file} is a link",
-            help="an artifact holds plain files; copy it without links",
-        )
+    _refuse_link(file)
     if not file.is_file():
         raise _broken(f"{file} is missing")
     if not isinstance(entry, dict) or file.stat().st_size != entry.get("bytes"):
@@ -173,17 +256,43 @@ def _check(path: Path, name: Any, entry: Any) -> None:
         raise _broken(f"{file} does not match its hash in the manifest")
 
 
-def _json(path: Path, name: str) -> dict[str, Any]:
-    file = path / name
+def _is_plain(name: Any) -> bool:
+    """Whether ``name`` is a file name with no folder in it."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and Path(name).name == name
+        and name not in ("", ".", "..")
+    )
+
+
+def _refuse_link(file: Path) -> None:
+    if file.is_symlink():
+        raise _unsafe(f"{file} is a link", "an artifact holds plain files; copy it without links")
+
+
+def _text(file: Path) -> str:
     try:
+        # A pipe in place of a file would block.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise _broken(f"{file} is not a file")
         if file.stat().st_size > MAX_TEXT_BYTES:
             raise _broken(f"{file} is larger than {MAX_TEXT_BYTES} bytes")
-        made = json.loads(file.read_text(encoding="utf-8"))
-    except DiagnosticError:
-        raise
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise _broken(f"{file} is missing") from None
-    except (OSError, ValueError, RecursionError) as wrong:
+    except UnicodeDecodeError:
+        raise _broken(f"{file} is not UTF-8 text") from None
+    except OSError as wrong:
+        raise _broken(f"{file} cannot be read: {wrong.strerror or wrong}") from None
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    file = path / name
+    _refuse_link(file)
+    try:
+        made = json.loads(_text(file))
+    except (ValueError, RecursionError) as wrong:
         raise _broken(f"{file} cannot be read as JSON: {wrong}") from None
     if not isinstance(made, dict):
         raise _broken(f"{file} is not a JSON object")
@@ -197,6 +306,12 @@ def _sha256(path: Path) -> str:
 
 def _broken(message: str, help: str = "compile the model again") -> DiagnosticError:
     return error(codes.ARTIFACT, message, help=help)
+
+
+def _unsafe(
+    message: str, help: str = "do not use this artifact; compile the model again"
+) -> DiagnosticError:
+    return error(codes.ARTIFACT_UNSAFE, message, help=help)
 
 
 def _unwritable(path: Path, wrong: OSError) -> DiagnosticError:

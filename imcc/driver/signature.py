@@ -1,0 +1,196 @@
+"""How a model is called: names of its inputs, structure of its arguments and outputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import DiagnosticError, error, nearest
+from imcc.ir.module import Module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from imcc.frontend.capture import Captured
+
+Scalar = (bool, int, float, str, type(None))
+_LEAF = "*"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Structure of a model's arguments and outputs around the flat tensors of ``@inference``.
+
+    ``constants`` are output leaves that are not tensors, by position. ``names`` are the parameters
+    of ``forward`` that the inputs fill, in order; empty where ``forward`` gathers ``*inputs``.
+    """
+
+    inputs: pytree.TreeSpec
+    outputs: pytree.TreeSpec
+    constants: Mapping[int, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, captured: Captured, names: tuple[str, ...] = ()) -> Signature:
+        """The signature that capture found."""
+        return cls(captured.input_spec, captured.output_spec, captured.constant_outputs, names)
+
+    def bind(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Arguments by position; raises ``BAD_INPUT`` for unknown, doubled or missing names."""
+        if not keywords:
+            return arguments
+        if not self.names:
+            raise error(
+                codes.BAD_INPUT,
+                f"the model takes its inputs by position, not as {', '.join(keywords)}",
+                help="pass the inputs by position, as in example_inputs()",
+            )
+        rest = self.names[len(arguments) :]
+        for name in keywords:
+            if name in self.names and name not in rest:
+                raise error(
+                    codes.BAD_INPUT,
+                    f"input {name!r} is given by position and by name",
+                    help="give it once",
+                )
+            if name not in self.names:
+                raise error(
+                    codes.BAD_INPUT,
+                    f"the program has no input {name!r}",
+                    suggestions=nearest(name, self.names),
+                    help=f"its inputs: {', '.join(self.names)}",
+                )
+        missing = [name for name in rest if name not in keywords]
+        if missing:
+            raise error(
+                codes.BAD_INPUT,
+                f"inputs are missing: {', '.join(missing)}",
+                help=f"give all of {', '.join(self.names)}",
+            )
+        return (*arguments, *(keywords[name] for name in rest))
+
+    def flatten(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """Tensor leaves of the arguments; raises ``BAD_INPUT`` for another structure."""
+        leaves, spec = pytree.tree_flatten(arguments)
+        if spec != self.inputs:
+            raise error(
+                codes.BAD_INPUT,
+                f"{len(leaves)} inputs given, the model was compiled for {self.inputs.num_leaves}"
+                if len(leaves) != self.inputs.num_leaves
+                else f"arguments have the structure {spec}, compiled was {self.inputs}",
+                help="pass the inputs as example_inputs() has them",
+            )
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise error(
+                    codes.BAD_INPUT,
+                    f"inputs are tensors, found {type(leaf).__name__}",
+                    help="convert arrays with torch.as_tensor(array)",
+                )
+        return leaves
+
+    def rebuild(self, outputs: Sequence[Tensor]) -> Any:
+        """What the model returns, from the program's outputs."""
+        rest = iter(outputs)
+        count = self.outputs.num_leaves
+        leaves = [
+            self.constants[index] if index in self.constants else next(rest)
+            for index in range(count)
+        ]
+        return pytree.tree_unflatten(leaves, self.outputs)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Plain data, or None if a structure has types that only Python code knows."""
+        shown = [
+            _encode(pytree.tree_unflatten([None] * spec.num_leaves, spec))
+            for spec in (self.inputs, self.outputs)
+        ]
+        if None in shown or not all(isinstance(item, Scalar) for item in self.constants.values()):
+            return None
+        return {
+            "inputs": shown[0],
+            "outputs": shown[1],
+            "constants": {str(key): value for key, value in self.constants.items()},
+            "names": list(self.names),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, module: Module) -> Signature:
+        """Read back what :meth:`to_json` gave; None means flat inputs and outputs.
+
+        Only tuples, lists and dicts are made: torch's own reader of structures imports the modules
+        that its input names, which nothing read from an artifact may do. Raises ``ARTIFACT``.
+        """
+        function = module.function("inference")
+        taken = len(function.inputs)
+        given = sum(1 for item in function.results if item.state is None)
+        if data is None:
+            flat = 0 if given == 1 else tuple(range(given))
+            return cls(pytree.tree_structure(tuple(range(taken))), pytree.tree_structure(flat))
+        try:
+            constants = {int(key): value for key, value in dict(data["constants"]).items()}
+            names = tuple(data["names"])
+            inputs = pytree.tree_structure(_decode(data["inputs"]))
+            outputs = pytree.tree_structure(_decode(data["outputs"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as wrong:
+            raise _broken(f"{type(wrong).__name__}: {wrong}") from None
+        plain = all(isinstance(item, Scalar) for item in constants.values())
+        if not plain or not all(isinstance(name, str) for name in names):
+            raise _broken("constants or names are not plain values")
+        # A constant leaf of a tuple of arguments would be no input; outputs may have them.
+        fits = inputs.type is tuple and inputs.num_leaves == taken
+        places = set(constants) <= set(range(outputs.num_leaves))
+        if not fits or not places or outputs.num_leaves != given + len(constants):
+            raise _broken("it does not fit @inference")
+        return cls(inputs, outputs, constants, names)
+
+
+def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """The parameters of ``forward`` that ``count`` inputs by position fill; () for ``*inputs``."""
+    forward: Callable[..., Any] = model.forward
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[:count]
+    except (TypeError, ValueError):
+        return ()
+    named = [item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
+    return tuple(named) if len(named) == count else ()
+
+
+def _encode(made: Any) -> Any:
+    """``*`` for a leaf, ``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": [[key, ...]]}``."""
+    if type(made) in (tuple, list):
+        items = [_encode(item) for item in made]
+        return None if None in items else {type(made).__name__: items}
+    if type(made) is dict:
+        pairs = [[key, _encode(item)] for key, item in made.items()]
+        plain = all(type(key) in (str, int) and item is not None for key, item in pairs)
+        return {"dict": pairs} if plain else None
+    return _LEAF if made is None else None
+
+
+def _decode(data: Any) -> Any:
+    if data == _LEAF:
+        return None
+    ((kind, items),) = data.items() if isinstance(data, dict) else ((None, None),)
+    if kind in ("tuple", "list") and isinstance(items, list):
+        made = [_decode(item) for item in items]
+        return tuple(made) if kind == "tuple" else made
+    if kind == "dict" and isinstance(items, list):
+        if not all(isinstance(key, (str, int)) for key, _ in items):
+            raise ValueError("a key is neither text nor a number")
+        return {key: _decode(item) for key, item in items}
+    raise ValueError(f"not a structure: {str(data)[:60]}")
+
+
+def _broken(reason: str) -> DiagnosticError:
+    return error(
+        codes.ARTIFACT,
+        f"the report's signature cannot be read: {reason}",
+        help="compile the model again",
+    )

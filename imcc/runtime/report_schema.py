@@ -1,0 +1,106 @@
+"""The form of a report, checked when one is read from an artifact.
+
+Fields that readers of reports rely on are listed; others pass. The driver writes reports, and
+``docs/reference/report-schema.md`` describes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imcc.ir import codes
+from imcc.ir.cost import SCHEMA_VERSION
+from imcc.ir.diagnostics import error
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Model(_Part):
+    name: str
+
+
+class _Target(_Part):
+    name: str
+    backend: str
+    sha256: str
+
+
+class _Layer(_Part):
+    name: str
+    energy_pj: float | None
+    busy_ns: float
+    area_um2: float
+
+
+class _Component(_Part):
+    energy_pj: float | None = None
+    area_um2: float | None = None
+
+
+class _EntryPoint(_Part):
+    energy_pj: float
+    latency_ns: float
+    area_um2: float
+    layers: list[_Layer]
+    components: dict[str, _Component]
+    unknown: list[str]
+
+
+class _Statistics(_Part):
+    mean: float
+    ci95: list[float] | None = Field(min_length=2, max_length=2)
+    trials: int
+
+
+class _Level(_Statistics):
+    sigma_fraction: float
+
+
+class _Accuracy(_Part):
+    samples: int
+    float_: float = Field(alias="float")
+    noise_free: float
+    noisy: _Statistics | None
+    write_noise_sweep: list[_Level]
+
+
+class _Report(_Part):
+    schema_version: int = Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
+    imcc_version: str
+    model: _Model
+    targets: list[_Target] = Field(min_length=1)
+    seed: int
+    energy_pj: float
+    resources: dict[str, int]
+    entry_points: dict[str, _EntryPoint]
+    accuracy: _Accuracy | None
+    warnings: list[Any]
+    signature: dict[str, Any] | None
+
+
+def check_report(report: dict[str, Any], file: Path) -> None:
+    """Raise an ``ARTIFACT`` diagnostic that names keys of another form than the driver writes."""
+    try:
+        made = _Report.model_validate(report)
+    except ValidationError as wrong:
+        places = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in wrong.errors()[:5]
+        ]
+        raise error(
+            codes.ARTIFACT,
+            f"{file} is not a report of schema version {SCHEMA_VERSION}",
+            reason="; ".join(places),
+            help="compile the model again",
+        ) from None
+    if "inference" not in made.entry_points:
+        raise error(
+            codes.ARTIFACT,
+            f"{file} has no cost of the entry point inference",
+            help="compile the model again",
+        )
