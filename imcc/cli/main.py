@@ -27,7 +27,20 @@ EXIT_DIAGNOSTICS, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 1, 2, 70, 130
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+class _ReaderLeftError(Exception):
+    """Who read stdout is gone. click would end the process with code 1, as if input were wrong."""
+
+
 class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            made = super().invoke(ctx)
+            # Here and not at exit, where a reader that left could not be met quietly.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _ReaderLeftError from None
+        return made
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0] if args else ""
         if args and self.get_command(ctx, name) is None and not name.startswith("-"):
@@ -59,7 +72,7 @@ _set_option = click.option(
 @cli.command("compile")
 @click.argument("model", metavar="MODEL.py[:NAME]")
 @click.option("--target", default="rram", show_default=True, help="A preset or a TOML file.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the artifact.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder or .zip to write.")
 @_set_option
 @click.option("--passes", help="Pipeline in place of the target's own.")
 @click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
@@ -97,9 +110,9 @@ def compile_command(
     if output is not None:
         dot = program_dot(made.module, report)
         extra = {"program.dot": dot.encode()}
-        svg = render_svg(dot)
+        svg, reason = render_svg(dot)
         if svg is None:
-            click.echo("note: no `dot` found, wrote program.dot without a picture", err=True)
+            click.echo(f"note: {reason}; wrote program.dot without program.svg", err=True)
         else:
             extra["program.svg"] = svg
         made.save(output, force=force, extra=extra)
@@ -168,15 +181,7 @@ def report_command(artifact: Path, as_json: bool) -> None:
     """Show the report of a compiled artifact."""
     from imcc.driver import load
 
-    report = load(artifact).report()
-    try:
-        _show_report(report, as_json)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as wrong:
-        raise error(
-            codes.ARTIFACT,
-            f"{artifact / 'report.json'} is not a report: {type(wrong).__name__}: {wrong}",
-            help="compile the model again",
-        ) from None
+    _show_report(load(artifact).report(), as_json)
 
 
 @cli.command("opt")
@@ -300,6 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for item in failed.diagnostics:
             click.echo(item.render(), err=True)
         return EXIT_DIAGNOSTICS
+    except click.exceptions.NoArgsIsHelpError as wrong:
+        click.echo(wrong.format_message(), err=True)
+        return EXIT_USAGE
     except click.UsageError as wrong:
         path = wrong.ctx.command_path if wrong.ctx is not None else "imcc"
         shown = Diagnostic(
@@ -312,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except _ReaderLeftError:
         # The reader of a pipe left; point stdout elsewhere so that the last flush is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -10,7 +10,7 @@ from imcc.report.tables import quantity
 
 HIDDEN = frozenset({"core.constant", "core.return", "xbar.program"})
 MAX_NODES = 3000
-"""Larger programs get no picture: no layout of them is readable."""
+"""Of larger programs only the first ops are drawn, and the picture says so."""
 
 
 def program_dot(module: Module, report: dict[str, Any], function: str = "inference") -> str:
@@ -23,7 +23,10 @@ def program_dot(module: Module, report: dict[str, Any], function: str = "inferen
     graph.attr("node", shape="box", style="rounded,filled", fillcolor="white", fontname="Helvetica")
     graph.attr("edge", fontname="Helvetica", fontsize="9", color="gray40")
     held = module.function(function)
-    shown = [op for op in held.ops if op.name not in HIDDEN][:MAX_NODES]
+    visible = [op for op in held.ops if op.name not in HIDDEN]
+    shown = visible[:MAX_NODES]
+    if len(visible) > len(shown):
+        graph.attr(label=f"the first {len(shown)} of {len(visible)} ops", labelloc="t")
     names = {op: f"op{number}" for number, op in enumerate(shown)}
     clusters: dict[str, list[Op]] = {}
     for op in shown:
@@ -59,15 +62,17 @@ def program_dot(module: Module, report: dict[str, Any], function: str = "inferen
     return source
 
 
-def render_svg(dot: str) -> bytes | None:
-    """The picture as SVG, or None if there is no ``dot`` on the path."""
-    from graphviz import ExecutableNotFound, Source
+def render_svg(dot: str) -> tuple[bytes | None, str]:
+    """The picture as SVG, or None and why: no ``dot`` on the path, or it failed."""
+    from graphviz import CalledProcessError, ExecutableNotFound, Source
 
     try:
-        made: bytes = Source(dot).pipe(format="svg")
+        made: bytes = Source(dot).pipe(format="svg", quiet=True)
     except ExecutableNotFound:
-        return None
-    return made
+        return None, "no `dot` found (install Graphviz to get a picture)"
+    except CalledProcessError as wrong:
+        return None, f"`dot` failed with exit code {wrong.returncode}"
+    return made, ""
 
 
 def _node(graph: Any, name: str, op: Op) -> None:

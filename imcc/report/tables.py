@@ -22,16 +22,26 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{value:.4g} {unit}"
 
 
+def plain(text: str) -> str:
+    """``text`` without characters that steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def print_report(report: dict[str, Any], file: IO[str]) -> None:
     """Print all tables of a report to ``file``."""
     from rich.console import Console
 
-    console = Console(file=file, highlight=False, width=None if file.isatty() else 100)
+    # Without markup: names in a report may hold brackets, and a loaded report is not trusted.
+    width = None if file.isatty() else 100
+    console = Console(file=file, highlight=False, markup=False, width=width)
     target = report["targets"][0]
     model = report["model"]["name"]
     console.print(
-        f"[bold]{model}[/bold] on [bold]{target['name']}[/bold] "
-        f"(target {target['sha256'][:12]}, seed {report['seed']}, imcc {report['imcc_version']})"
+        plain(
+            f"{model} on {target['name']} (target {target['sha256'][:12]}, "
+            f"seed {report['seed']}, imcc {report['imcc_version']})"
+        ),
+        style="bold",
     )
     _accuracy(console, report.get("accuracy"))
     _totals(console, report)
@@ -89,7 +99,7 @@ def _totals(console: Any, report: dict[str, Any]) -> None:
         unknown = point["unknown"]
         mark = f" + {len(unknown)} unknown" if unknown else ""
         table.add_row(
-            f"@{name}",
+            plain(f"@{name}"),
             quantity(point["energy_pj"], "pJ") + mark,
             quantity(point["latency_ns"], "ns"),
             quantity(point["area_um2"], "um2"),
@@ -97,7 +107,7 @@ def _totals(console: Any, report: dict[str, Any]) -> None:
     console.print(table)
     if report["resources"]:
         shown = ", ".join(f"{count} {name}" for name, count in report["resources"].items())
-        console.print(f"  {shown}")
+        console.print(plain(f"  {shown}"))
 
 
 def _layers(console: Any, report: dict[str, Any]) -> None:
@@ -109,7 +119,7 @@ def _layers(console: Any, report: dict[str, Any]) -> None:
         energy = layer["energy_pj"]
         share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
         table.add_row(
-            layer["name"],
+            plain(layer["name"]),
             quantity(energy, "pJ"),
             share,
             quantity(layer["busy_ns"], "ns"),
@@ -131,5 +141,7 @@ def _components(console: Any, report: dict[str, Any]) -> None:
     for name, data in order:
         energy = data.get("energy_pj")
         share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
-        table.add_row(name, quantity(energy, "pJ"), share, quantity(data.get("area_um2"), "um2"))
+        table.add_row(
+            plain(name), quantity(energy, "pJ"), share, quantity(data.get("area_um2"), "um2")
+        )
     console.print(table)
