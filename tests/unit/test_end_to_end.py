@@ -352,3 +352,35 @@ def test_run_on_a_data_file(artifact, tmp_path, capsys):
     np.savez(tmp_path / "x.npz", x=np.zeros((5, 20)))
     assert main([*arguments, "--force"]) == 1
     assert "float32" in capsys.readouterr().err
+
+
+EVIL = [
+    {
+        "type": "collections.defaultdict",
+        "context": {
+            "default_factory_module": "module_named_by_artifact",
+            "default_factory_name": "x",
+            "dict_context": [],
+        },
+        "children_spec": [],
+    },
+    {
+        "type": "builtins.dict",
+        "context": '[{"__enum__": true, "fqn": "module_named_by_artifact:X", "name": "a"}]',
+        "children_spec": [],
+    },
+]
+
+
+@pytest.mark.parametrize("spec", EVIL, ids=["defaultdict", "enum"])
+def test_loading_imports_nothing_that_the_artifact_names(artifact, tmp_path, monkeypatch, spec):
+    (tmp_path / "module_named_by_artifact.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = json.loads((artifact / "report.json").read_text())
+    forged = [1, spec]
+    report["signature"] = {"inputs": forged, "outputs": forged, "constants": {}, "names": []}
+    (artifact / "report.json").write_text(json.dumps(report))
+    _reseal(artifact)
+    with pytest.raises(DiagnosticError, match="signature"):
+        imcc.load(artifact)
+    assert "module_named_by_artifact" not in sys.modules
