@@ -8,6 +8,7 @@ artifact or none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -78,15 +79,27 @@ def check_output(path: Path, *, force: bool) -> None:
             f"{path} is a file, not a folder",
             help="choose a folder, or a name that ends in .zip",
         )
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).exists():
+    if path.is_dir() and any(path.iterdir()) and not _is_our_folder(path):
         raise _foreign(path)
+
+
+# Other programs write a manifest.json too; ours says which artifact version it is.
+_VERSION_KEY = b'"artifact_version"'
+
+
+def _is_our_folder(path: Path) -> bool:
+    try:
+        with (path / MANIFEST).open("rb") as file:
+            return _VERSION_KEY in file.read(_COPY_BYTES)
+    except OSError:
+        return False
 
 
 def _is_our_zip(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return MANIFEST in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        with zipfile.ZipFile(path) as archive, archive.open(MANIFEST) as file:
+            return _VERSION_KEY in file.read(_COPY_BYTES)
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return False
 
 
@@ -122,19 +135,22 @@ def save_artifact(artifact: Artifact, path: Path, *, force: bool = False) -> Non
     except OSError as wrong:
         raise _unwritable(path, wrong) from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _put_back(path, work / "old")
+        # An old artifact that cannot be put back is the only copy: it stays where it is.
+        if path.exists() or not (work / "old").exists():
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _replace_folder(path: Path, made: Path, old: Path) -> None:
-    if not path.exists():
-        os.rename(made, path)
-        return
-    os.rename(path, old)
-    try:
-        os.rename(made, path)
-    except OSError:
-        os.rename(old, path)
-        raise
+    if path.exists():
+        os.rename(path, old)
+    os.rename(made, path)
+
+
+def _put_back(path: Path, old: Path) -> None:
+    if old.exists() and not path.exists():
+        with contextlib.suppress(OSError):
+            os.rename(old, path)
 
 
 def _pack(folder: Path, packed: Path) -> None:

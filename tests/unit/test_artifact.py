@@ -334,6 +334,19 @@ def test_what_imcc_did_not_write_is_not_replaced(compiled, tmp_path):
     assert (tmp_path / "note").read_text() == "words"
 
 
+def test_a_manifest_of_another_program_is_not_ours(compiled, tmp_path):
+    theirs = b'{"manifest_version": 3, "name": "mine"}'
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_bytes(theirs)
+    (tmp_path / "extension" / "mine.js").write_text("keep")
+    packed(tmp_path / "extension.zip", ("manifest.json", theirs), ("mine.js", b"keep"))
+    before = (tmp_path / "extension.zip").read_bytes()
+    for name in ("extension", "extension.zip"):
+        cannot_save(compiled, tmp_path / name, force=True)
+    assert (tmp_path / "extension" / "mine.js").read_text() == "keep"
+    assert (tmp_path / "extension.zip").read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["a", "a.zip"])
 def test_full_disk_keeps_the_old_artifact(compiled, tmp_path, monkeypatch, name):
     compiled.save(tmp_path / name)
@@ -362,6 +375,29 @@ def test_failed_rename_puts_the_old_artifact_back(compiled, folder, monkeypatch)
     monkeypatch.undo()
     assert len(calls) == 3
     imcc.load(folder)
+
+
+@pytest.mark.parametrize("failing", [{2}, {2, 3}])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_old_artifact_outlives_a_failed_replacement(compiled, folder, monkeypatch, kind, failing):
+    rename, calls = os.rename, []
+
+    def fails(source, target):
+        calls.append(source)
+        if len(calls) in failing:
+            raise kind(errno.EIO, "Input/output error") if len(calls) == 2 else OSError("again")
+        rename(source, target)
+
+    monkeypatch.setattr(artifact.os, "rename", fails)
+    with pytest.raises((KeyboardInterrupt, DiagnosticError)):
+        compiled.save(folder, force=True)
+    monkeypatch.undo()
+    if failing == {2}:
+        assert [item.name for item in folder.parent.iterdir()] == [folder.name]
+        imcc.load(folder)
+    else:
+        (kept,) = folder.parent.glob(".a.*/old")
+        imcc.load(kept)
 
 
 def test_place_that_cannot_be_written(compiled, tmp_path):
