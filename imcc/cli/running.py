@@ -14,7 +14,7 @@ from imcc.driver.data import evaluation_set
 from imcc.frontend.model_file import load_model_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
-from imcc.runtime.executor import Progress
+from imcc.passes.infrastructure import Progress
 from imcc.runtime.trials import run_trials
 
 

@@ -15,7 +15,7 @@ from imcc.driver.compiled import CompiledModel
 from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
 from imcc.driver.evaluation import Evaluated, evaluate_accuracy
 from imcc.driver.signature import Signature, input_names
-from imcc.frontend.capture import Captured, capture
+from imcc.frontend.capture import capture
 from imcc.frontend.model_file import ModelFile, load_model_file
 from imcc.ir import codes
 from imcc.ir.cost import SCHEMA_VERSION, CostRecord
@@ -25,12 +25,13 @@ from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import (
     PassContext,
     PassRecord,
+    Progress,
+    no_progress,
     parse_pipeline,
     print_pipeline,
     run_pipeline,
 )
 from imcc.runtime.artifact import WEIGHTS
-from imcc.runtime.executor import Progress, _silent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +71,7 @@ def compile(
     sweep: bool = True,
     calibrate_on_example: bool = False,
     name: str = "model",
-    progress: Progress = _silent,
+    progress: Progress = no_progress,
 ) -> CompiledModel:
     """Compile a PyTorch model for a target.
 
@@ -104,7 +105,9 @@ def compile(
     )
 
 
-def compile_file(spec: str, options: CompileOptions, progress: Progress = _silent) -> CompiledModel:
+def compile_file(
+    spec: str, options: CompileOptions, progress: Progress = no_progress
+) -> CompiledModel:
     """Compile a user's model file, ``path.py`` or ``path.py:name`` of the model function."""
     held = load_model_file(spec)
     calibration = held.calibration_data() if held.calibration_data is not None else None
@@ -276,6 +279,3 @@ def _report(
         "warnings": [item.to_json() for item in warnings],
         "signature": made.signature.to_json(),
     }
-
-
-__all__ = ["Captured", "CompileOptions", "compile", "compile_file", "estimate"]

@@ -10,7 +10,8 @@ from imcc.backends.api import Backend
 from imcc.driver.compiled import CompiledModel
 from imcc.driver.signature import Signature
 from imcc.frontend.capture import Captured
-from imcc.runtime.executor import Executor, Progress
+from imcc.passes.infrastructure import Progress
+from imcc.runtime.executor import Executor
 from imcc.runtime.trials import TrialStatistics, run_trials
 
 if TYPE_CHECKING:

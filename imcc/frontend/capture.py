@@ -60,28 +60,6 @@ class Captured:
     warnings: tuple[Diagnostic, ...] = ()
     constant_outputs: dict[int, Any] = field(default_factory=dict)
 
-    def flatten_inputs(self, *inputs: Any) -> list[Any]:
-        """Arguments of the model as a flat list; raises a diagnostic for another structure."""
-        leaves, spec = pytree.tree_flatten(tuple(inputs))
-        if spec != self.input_spec:
-            raise error(
-                codes.BAD_INPUT,
-                f"inputs have the structure {spec}, the program was captured with "
-                f"{self.input_spec}",
-                help="pass inputs as example_inputs() returns them",
-            )
-        return leaves
-
-    def unflatten_outputs(self, outputs: Sequence[Any]) -> Any:
-        """The model's output structure around the flat results of ``@inference``."""
-        remaining = iter(outputs)
-        count = len(outputs) + len(self.constant_outputs)
-        leaves = [
-            self.constant_outputs[index] if index in self.constant_outputs else next(remaining)
-            for index in range(count)
-        ]
-        return pytree.tree_unflatten(leaves, self.output_spec)
-
 
 def capture(
     module: nn.Module,

@@ -158,8 +158,16 @@ def declare_annotation(name: str, form: Any, *, unit: str = "", doc: str = "") -
     return name
 
 
-def check_range(value: Any, minimum: float | None, maximum: float | None) -> str | None:
-    """Why ``value`` (a number or a tuple of them) is out of range, or None."""
+def coerce(kind: Kind, value: Any, minimum: float | None, maximum: float | None) -> Any:
+    """``value`` in the kind's canonical form and in range; raises ``ValueError`` that says why."""
+    made = kind.coerce(value)
+    wrong = _out_of_range(made, minimum, maximum)
+    if wrong:
+        raise ValueError(wrong)
+    return made
+
+
+def _out_of_range(value: Any, minimum: float | None, maximum: float | None) -> str | None:
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             if isinstance(item, float) and math.isnan(item):

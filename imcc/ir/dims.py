@@ -49,20 +49,6 @@ def product(dims: Iterable[Dim]) -> Dim:
     return Monomial(coefficient, tuple(sorted(symbols)))
 
 
-def divide(dim: Dim, divisor: Dim) -> Dim | None:
-    """``dim / divisor`` if it is a whole monomial, else None."""
-    numerator = list(dim.symbols) if isinstance(dim, Monomial) else []
-    for symbol in divisor.symbols if isinstance(divisor, Monomial) else ():
-        if symbol not in numerator:
-            return None
-        numerator.remove(symbol)
-    top = dim.coefficient if isinstance(dim, Monomial) else dim
-    bottom = divisor.coefficient if isinstance(divisor, Monomial) else divisor
-    if bottom == 0 or top % bottom:
-        return None
-    return Monomial(top // bottom, tuple(numerator)) if numerator else top // bottom
-
-
 def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     """The integer value of a dimension with symbols bound by ``values``."""
     return dim if isinstance(dim, int) else dim.evaluate(values)

@@ -17,12 +17,12 @@ through :class:`imcc.ir.rewriting.Rewriter`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform, get_type_hints
 
 from imcc.ir import codes
-from imcc.ir.attributes import ANNOTATIONS, Kind, Symbol, check_range, kind_of
+from imcc.ir.attributes import ANNOTATIONS, Kind, Symbol, coerce, kind_of
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location
 from imcc.ir.types import Type
 
@@ -101,11 +101,7 @@ class AttributeSpec:
 
     def coerce(self, value: Any) -> Any:
         """The canonical value; raises ``ValueError`` with the reason."""
-        made = self.kind.coerce(value)
-        wrong = check_range(made, self.minimum, self.maximum)
-        if wrong:
-            raise ValueError(wrong)
-        return made
+        return coerce(self.kind, value, self.minimum, self.maximum)
 
 
 @dataclass(frozen=True)
@@ -437,6 +433,3 @@ def _collect(cls: type[Op]) -> OpSpec:
 
 def _named(declared: Any, name: str) -> Any:
     return type(declared)(**{**declared.__dict__, "name": name})
-
-
-OpPredicate = Callable[[Op], bool]

@@ -93,13 +93,6 @@ class Rewriter:
         self.touched.append(op)
         return op
 
-    def insert_first(self, function: Function, op: AnyOp) -> AnyOp:
-        """Insert a detached op at the start of a function."""
-        function.insert(op, before=function.first)
-        self._note("insert", op, (), (op,))
-        self.touched.append(op)
-        return op
-
     def append(self, function: Function, op: AnyOp) -> AnyOp:
         """Append a detached op at the end of a function under construction."""
         function.insert(op, before=None)
@@ -142,7 +135,7 @@ class Rewriter:
                 _parent(op).unlink(op)
         for result, value in zip(last.results, values, strict=True):
             if value.owner in new and result.name and last.parent is None:
-                self._take_name(value, result.name)
+                value.name = result.name
         after = tuple(print_op(op) for op in new)
         self.journal.changes.append(
             Change(self.rule, "replace", function, before, after, scope, loc, note)
@@ -201,14 +194,6 @@ class Rewriter:
             key = name.replace("__", ".")
             op.annotations[key] = ANNOTATIONS[key].kind.coerce(value)
         self._note("annotate", op, (before,), (op,))
-
-    def set_scope(self, op: Op, scope: str) -> None:
-        """Change the scope of ``op``."""
-        op._set("scope", scope)
-
-    def retype(self, value: Value, new_type: Type) -> None:
-        """Change the type of a value; users are not re-inferred, the verifier checks them."""
-        value.type = new_type
 
     # -- functions and module --------------------------------------------------------------------
 
@@ -277,9 +262,6 @@ class Rewriter:
                     op._set(declared.name, tuple(new if item is old else item for item in held))
             new.users[op] = new.users.get(op, 0) + old.users.pop(op)
             self.touched.append(op)
-
-    def _take_name(self, value: Value, name: str) -> None:
-        value.name = name
 
     def _adopt(self, op: Op, sources: Sequence[Op]) -> None:
         if not op.scope:

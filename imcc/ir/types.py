@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeAlias, cast, get_type_hints
+from typing import Any, ClassVar, TypeAlias, cast, get_type_hints
 
 from imcc.ir.attributes import Kind, format_value, kind_of
 from imcc.ir.dims import Dim, product
 
-DType: TypeAlias = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1"]
 DTYPES: tuple[str, ...] = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1")
 FLOATS: frozenset[str] = frozenset({"f64", "f32", "f16", "bf16"})
-INTEGERS: frozenset[str] = frozenset({"i64", "i32", "i16", "i8", "u8"})
 
 
 class _Interned(type):
@@ -111,11 +109,6 @@ class TensorType(Type):
         return product(self.shape)
 
     @property
-    def is_float(self) -> bool:
-        """Whether the element type is a floating-point type."""
-        return self.element in FLOATS
-
-    @property
     def quant(self) -> QuantType:
         """The quantised element type; raises ``TypeError`` on any other tensor."""
         if not isinstance(self.element, QuantType):
@@ -201,13 +194,6 @@ class DialectType(Type):
 
 
 DIALECT_TYPES: dict[str, type[DialectType]] = {}
-
-
-def shape_of(value_type: Type) -> tuple[Dim, ...]:
-    """The shape of a tensor or spikes type; raises ``TypeError`` for a type without one."""
-    if isinstance(value_type, (TensorType, SpikesType)):
-        return value_type.shape
-    raise TypeError(f"{value_type} has no shape")
 
 
 def is_linear(value_type: Type) -> bool:

@@ -33,7 +33,6 @@ class QuantizeWeights(Pass):
     granularity: Literal["channel", "tensor"] = option(
         default="channel", doc="one scale for each output channel, or one for the tensor"
     )
-    rounding: Literal["nearest"] = option(default="nearest", doc="how w / scale becomes a code")
 
     def promise(self) -> Approximate:
         """The bound grows as the step does: 0.1 at 8 bits, twice that for each bit less."""

@@ -6,7 +6,7 @@ memory; since draws are keyed by (seed, stream, trial, sample), results do not d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,10 @@ from imcc.ir.module import Module
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.ir.semantics.resources import ResourceStore
+from imcc.passes.infrastructure import Progress, no_progress
 
-Progress = Callable[[int, int, str], None]
 MAX_FOLDED = 512
 """Rows (trials times samples) that run together at most."""
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    pass
 
 
 @dataclass
@@ -56,7 +52,7 @@ class Executor:
         seed: int = 0,
         noisy: bool = True,
         first_sample: int = 0,
-        progress: Progress = _silent,
+        progress: Progress = no_progress,
     ) -> list[Tensor]:
         """Outputs of ``@inference``, each ``[R, B, ...]``.
 

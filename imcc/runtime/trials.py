@@ -11,7 +11,8 @@ from torch import Tensor
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
-from imcc.runtime.executor import Executor, Progress, _silent
+from imcc.passes.infrastructure import Progress, no_progress
+from imcc.runtime.executor import Executor
 
 Metric = Callable[[Any, Any], Any]
 
@@ -75,7 +76,7 @@ def run_trials(
     seed: int,
     noisy: bool = True,
     rebuild: Callable[[list[Tensor]], Any] | None = None,
-    progress: Progress = _silent,
+    progress: Progress = no_progress,
 ) -> TrialStatistics:
     """Run trials 0 .. R-1 and apply ``metric(outputs, targets)`` to each.
 

@@ -57,3 +57,46 @@ def test_add_a_pass_runs(tmp_path, monkeypatch):
     run_pipeline(module, (made,), PassContext())
     assert "nn.clamp %x {minimum = 0.0, maximum = 4.0}" in print_module(module)
     assert str(made) == "clip-activations{limit=4.0}"
+
+
+def test_add_an_op_runs():
+    import torch
+
+    from imcc.ir import TensorType, Type, Value, parse_module, print_module, verify
+    from imcc.ir.dialects import nn
+    from imcc.ir.ops import OPS, Op, attribute, operand, result
+    from imcc.ir.rules import EVAL
+    from imcc.ir.semantics.interpreter import EvalContext, evaluate_function
+    from imcc.ir.semantics.resources import ResourceStore
+    from imcc.ir.types import FLOATS
+    from imcc.testing.examples import example_text
+
+    declaration, rule = blocks("docs/how-to/add-an-op.md", "python")
+    # The page adds to two existing files; these are the names that the files have in scope.
+    scope = {
+        "__name__": "add_an_op",
+        **{"Op": Op, "Value": Value, "Type": Type, "TensorType": TensorType, "FLOATS": FLOATS},
+        **{"operand": operand, "attribute": attribute, "result": result},
+        **{"EVAL": EVAL, "EvalContext": EvalContext, "Tensor": torch.Tensor, "nn": nn},
+        "functional": torch.nn.functional,
+    }
+    import sys
+    import types
+
+    module = sys.modules.setdefault("add_an_op", types.ModuleType("add_an_op"))
+    module.__dict__.update(scope)
+    try:
+        exec(compile(declaration, "nn.py", "exec"), module.__dict__)
+        nn.Softplus = module.Softplus
+        exec(compile(rule, "semantics.py", "exec"), module.__dict__)
+        program = parse_module(example_text(module.Softplus))
+        verify(program)
+        assert print_module(program) == example_text(module.Softplus)
+        x = torch.linspace(-2, 2, 16).reshape(2, 8)
+        (y,) = evaluate_function(program.function(), (x,), resources=ResourceStore()).outputs
+        assert torch.allclose(y, torch.nn.functional.softplus(x, 2.0))
+    finally:
+        OPS.pop("nn.softplus", None)
+        EVAL._rules.pop(("nn.softplus", None), None)
+        vars(nn).pop("Softplus", None)
+        del sys.modules["add_an_op"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from imcc.driver.signature import Signature
 from imcc.frontend.capture import capture
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.ir.text import parse_module
@@ -33,9 +34,10 @@ class Call(nn.Module):
 
 
 def run(captured, *inputs):
-    flat = captured.flatten_inputs(*inputs)
+    signature = Signature.of(captured)
+    flat = signature.flatten(inputs)
     made = evaluate_function(captured.module.function(), flat, resources=captured.resources)
-    return captured.unflatten_outputs(made.outputs)
+    return signature.rebuild(made.outputs)
 
 
 def randomise(module):

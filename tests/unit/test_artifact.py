@@ -232,7 +232,9 @@ def test_structures_import_nothing(folder, monkeypatch):
         "dict_context": [],
     }
     spec = {"type": "collections.defaultdict", "context": context, "children_spec": []}
-    for hostile in ([1, spec], spec, {"collections.defaultdict": [spec]}):
+    name = '[{"__enum__": true, "fqn": "imported_by_artifact:X", "name": "a"}]'
+    enum = {"type": "builtins.dict", "context": name, "children_spec": []}
+    for hostile in ([1, spec], [1, enum], spec, {"collections.defaultdict": [spec]}):
         edit_json(
             folder / "report.json", lambda data, s=hostile: data["signature"].update(inputs=s)
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from imcc.driver.signature import Signature
 from imcc.frontend.aten import RULES
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import load_model_file
@@ -228,12 +229,13 @@ def test_structured_inputs_and_outputs(network):
     )
     made = captured(file)
     x, y = torch.randn(3, 4), torch.randn(3, 4)
-    flat = made.flatten_inputs(x, y)
+    signature = Signature.of(made)
+    flat = signature.flatten((x, y))
     results = evaluate_function(made.module.function(), flat, resources=made.resources).outputs
-    shaped = made.unflatten_outputs(results)
+    shaped = signature.rebuild(results)
     assert torch.equal(shaped["sum"], x + y)
     assert torch.equal(shaped["rest"][0], x) and shaped["rest"][1:] == (None, 3)
-    refused(lambda: made.flatten_inputs(x), codes.BAD_INPUT)
+    refused(lambda: signature.flatten((x,)), codes.BAD_INPUT)
 
 
 def test_weights_on_meta_are_captured_without_data():

@@ -40,7 +40,8 @@ def test_op_has_an_eval_rule(name):
 @pytest.mark.parametrize("name", pass_names())
 def test_pass_is_documented_and_prints_back(name):
     cls = find_pass(name)
-    assert cls.__doc__ and "(" not in cls.__doc__.split("\n")[0][:0]
+    # A dataclass without a docstring gets its signature as one.
+    assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(")
     required = [key for key, spec in cls.options().items() if spec.required]
     if required:
         pytest.skip(f"needs options {required}")

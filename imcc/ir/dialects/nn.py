@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from imcc.ir.dialects.core import tensor
-from imcc.ir.dialects.windows import check_window, windowed_shape
+from imcc.ir.dialects.windows import ConvolutionWindow, windowed_shape
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import FLOATS, TensorType, Type
@@ -68,7 +68,7 @@ class Linear(_Layer, name="nn.linear"):
         return x.with_shape((*x.shape[:-1], weight.shape[0]))
 
 
-class Conv(_Layer, name="nn.conv"):
+class Conv(_Layer, ConvolutionWindow, name="nn.conv"):
     """Convolution (cross-correlation) over the last ``len(stride)`` axes, one to three.
 
     ``y[..., n, p] = bias[n] + sum_{c, k} x[..., g + c, p * stride + k * dilation - padding]
@@ -84,29 +84,12 @@ class Conv(_Layer, name="nn.conv"):
         ": tensor<Bx4x8x8xf32>"
     )
 
-    stride: tuple[int, ...] = attribute(minimum=1)
-    padding: tuple[int, ...] = attribute(minimum=0)
-    dilation: tuple[int, ...] = attribute(minimum=1)
-    groups: int = attribute(default=1, minimum=1)
     y: Value = result(doc="[..., N, spatial]")
 
     def infer(self) -> Type:
         """Leading axes of ``x``, N, and the sizes that the window leaves."""
         x, weight = tensor(self.x), tensor(self.weight)
-        if not 1 <= len(self.stride) <= 3:
-            raise self.fail(f"has {len(self.stride)} spatial axes, 1 to 3 are supported")
-        check_window(self, x, weight, self.groups)
-        return x.with_shape(
-            windowed_shape(
-                self,
-                x,
-                weight.shape[2:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                weight.shape[0],
-            )
-        )
+        return x.with_shape(self.output_shape(x, weight))
 
 
 class BatchNorm(Op, name="nn.batch_norm"):

@@ -8,7 +8,7 @@ sizes that could overflow); padding of a convolution is with the input's zero po
 from __future__ import annotations
 
 from imcc.ir.dialects.core import tensor
-from imcc.ir.dialects.windows import check_window, windowed_shape
+from imcc.ir.dialects.windows import ConvolutionWindow
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import FLOATS, QuantType, TensorType, Type
 
@@ -133,7 +133,7 @@ class Linear(_Accumulating, name="quant.linear"):
         self.check_elements(terms if isinstance(terms, int) else 1)
 
 
-class Conv(_Accumulating, name="quant.conv"):
+class Conv(_Accumulating, ConvolutionWindow, name="quant.conv"):
     """Integer convolution over the last ``len(stride)`` axes, as ``nn.conv``, in 32-bit integers.
 
     ``y[b, n, p] = sum_{c, k} (x[b, c, q] - zx) * weight[n, c, k]`` at the input position
@@ -146,20 +146,11 @@ class Conv(_Accumulating, name="quant.conv"):
         ": tensor<Bx4x8x8xi32>"
     )
 
-    stride: tuple[int, ...] = attribute(minimum=1)
-    padding: tuple[int, ...] = attribute(minimum=0)
-    dilation: tuple[int, ...] = attribute(minimum=1)
-    groups: int = attribute(default=1, minimum=1)
     y: Value = result(doc="[..., N, spatial]")
 
     def infer(self) -> Type:
         """Shape as ``nn.conv``, elements i32."""
-        x, weight = tensor(self.x), tensor(self.weight)
-        check_window(self, x, weight, self.groups)
-        shape = windowed_shape(
-            self, x, weight.shape[2:], self.stride, self.padding, self.dilation, weight.shape[0]
-        )
-        return TensorType(shape, "i32")
+        return TensorType(self.output_shape(tensor(self.x), tensor(self.weight)), "i32")
 
     def verify(self) -> None:
         """Codes that accumulate without overflow."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imcc.ir.dims import Dim
-from imcc.ir.ops import Op
+from imcc.ir.ops import Op, attribute
 from imcc.ir.types import TensorType
 
 
@@ -57,3 +57,24 @@ def windowed_shape(
         sizes.append(made)
     channel = x.shape[-count - 1] if channels is None else channels
     return (*x.shape[: -count - 1], channel, *sizes)
+
+
+class ConvolutionWindow(Op):
+    """How a convolution slides: what ``nn.conv`` and ``quant.conv`` share.
+
+    One number for each spatial axis, one to three axes, the last ones of the input.
+    """
+
+    stride: tuple[int, ...] = attribute(minimum=1)
+    padding: tuple[int, ...] = attribute(minimum=0)
+    dilation: tuple[int, ...] = attribute(minimum=1)
+    groups: int = attribute(default=1, minimum=1)
+
+    def output_shape(self, x: TensorType, weight: TensorType) -> tuple[Dim, ...]:
+        """``[..., N, spatial]`` for ``x [..., C, spatial]`` and ``weight [N, C/groups, kernel]``."""
+        if not 1 <= len(self.stride) <= 3:
+            raise self.fail(f"has {len(self.stride)} spatial axes, 1 to 3 are supported")
+        check_window(self, x, weight, self.groups)
+        return windowed_shape(
+            self, x, weight.shape[2:], self.stride, self.padding, self.dilation, weight.shape[0]
+        )

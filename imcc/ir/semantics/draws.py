@@ -37,13 +37,6 @@ class Draws:
             )
         return torch.from_numpy(out).reshape(len(self.trials), *shape)
 
-    def uniform_per_trial(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniforms on [0, 1) ``[R, *shape]`` (float32): one draw for each trial."""
-        out = np.empty((len(self.trials), math.prod(shape)), dtype=np.float32)
-        for row, trial in enumerate(self.trials):
-            _generator(self.seed, stream, trial, _PER_TRIAL).random(dtype=np.float32, out=out[row])
-        return torch.from_numpy(out).reshape(len(self.trials), *shape)
-
     def keys(self, stream: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
         """A 64-bit key for each row ``[R * B]``, for kernels with a generator of their own."""
         made = np.empty((len(self.trials), len(self.samples)), dtype=np.uint64)

@@ -7,7 +7,7 @@ precedence over neutral ones. Values are dropped after their last use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,6 @@ class EvalContext:
     target: Any = None
     draws: Draws | None = None
     trials: int = 1
-    cache: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -35,48 +35,16 @@ from imcc.ir.module import (
 )
 from imcc.ir.ops import OPS, Op, Value
 from imcc.ir.registry import load_dialect_of, op_class
+from imcc.ir.text.syntax_errors import syntax_error
 from imcc.ir.types import DIALECT_TYPES, QuantType, SpikesType, TensorType, Type
 
 if TYPE_CHECKING:
     from lark import Lark, Token
-    from lark.exceptions import UnexpectedInput
 
 MAX_LIST_DEPTH = 8
 _LOCK = threading.RLock()
 _HEADER = re.compile(r"\A\s*//\s*imc\s+([0-9]{1,9})\s*$", re.MULTILINE)
 _PLACE = re.compile(r'("(?:[^"\\\n]|\\.)*"):([0-9]{1,9})')
-_HUMAN = {
-    "VALUE": "a value such as %x",
-    "SYMBOL": "a symbol such as @name",
-    "TYPE": "a type such as tensor<Bx3xf32>",
-    "OP_NAME": "an op such as nn.relu",
-    "STRING": "a string",
-    "NUMBER": "a number",
-    "NAME": "a name",
-    "DIM": "a dimension such as 4*B",
-    "WORD": "true, false or none",
-    "$END": "the end of the text",
-    "MODULE": "'module'",
-    "PHASE": "'phase'",
-    "RESOURCES": "'resources'",
-    "RESOURCE": "'resource'",
-    "STATE": "'state'",
-    "FUNC": "'func'",
-    "INIT": "'init'",
-    "SHA256": "'sha256'",
-    "TARGET": "'target'",
-    "LOC": 'a place such as loc("model.py":3)',
-    "_LBRACE": "'{'",
-    "RBRACE": "'}'",
-    "LPAR": "'('",
-    "RPAR": "')'",
-    "LSQB": "'['",
-    "RSQB": "']'",
-    "_COMMA": "','",
-    "_COLON": "':'",
-    "_EQUAL": "'='",
-    "MORETHAN": "'>'",
-}
 
 
 def parse_module(text: str, file: str = "<text>") -> Module:
@@ -117,7 +85,7 @@ def parse_module(text: str, file: str = "<text>") -> Module:
         except DiagnosticError as failed:
             state.errors.add(failed)
         except _lark_errors() as wrong:
-            state.errors.add(_syntax(wrong, text, file))
+            state.errors.add(syntax_error(wrong, text, file))
         finally:
             _DELEGATE.builder = None
             if collecting:
@@ -137,7 +105,7 @@ def parse_type(text: str) -> Type:
         try:
             return cast(Type, parser.parse(text, start="type"))
         except _lark_errors() as wrong:
-            found = _syntax(wrong, text, "<type>")
+            found = syntax_error(wrong, text, "<type>")
             raise DiagnosticError(
                 Diagnostic(
                     codes.BAD_TYPE,
@@ -606,11 +574,10 @@ def _string(token: str) -> str:
 
 
 def _depth(value: Any) -> int:
-    depth = 0
-    while isinstance(value, tuple):
-        depth += 1
-        value = next((item for item in value if isinstance(item, tuple)), None)
-    return depth
+    # Inner lists were checked when they closed, so this recursion is bounded too.
+    if not isinstance(value, tuple):
+        return 0
+    return 1 + max(map(_depth, value), default=0)
 
 
 @lru_cache(maxsize=1)
@@ -632,32 +599,3 @@ def _lark_errors() -> tuple[type[Exception], ...]:
     from lark.exceptions import UnexpectedInput
 
     return (UnexpectedInput,)
-
-
-def _syntax(wrong: Any, text: str, file: str) -> Diagnostic:
-    from lark.exceptions import UnexpectedCharacters, UnexpectedToken
-
-    failed: UnexpectedInput = wrong
-    line, column = max(failed.line, 1), max(failed.column, 1)
-    expected: set[str] = set()
-    if isinstance(failed, UnexpectedToken):
-        found = "the end of the text" if failed.token.type == "$END" else repr(str(failed.token))
-        expected = set(failed.accepts or failed.expected)
-        if failed.token.type == "$END":
-            line = text.count("\n") + (0 if text.endswith("\n") else 1)
-            line, column = max(line, 1), 1
-    elif isinstance(failed, UnexpectedCharacters):
-        position = failed.pos_in_stream or 0
-        found = repr(text[position : position + 12].split("\n")[0])
-        expected = set(failed.allowed or ())
-    else:
-        found = "the end of the text"
-    names = sorted(_HUMAN.get(item, item.lower()) for item in expected)
-    return Diagnostic(
-        codes.SYNTAX,
-        f"unexpected {found}",
-        text=Location(file, line, column),
-        window=text_window(text, line, column),
-        reason=f"expected {', '.join(names)}" if names else "",
-        help="`imcc ops NAME` shows how an op is written" if "OP_NAME" in expected else "",
-    )

@@ -8,7 +8,7 @@ from imcc.passes.infrastructure.base import (
     WithinTolerance,
     option,
 )
-from imcc.passes.infrastructure.context import PassContext
+from imcc.passes.infrastructure.context import PassContext, Progress, no_progress
 from imcc.passes.infrastructure.pipeline import (
     PassRecord,
     parse_pipeline,
@@ -24,8 +24,10 @@ __all__ = [
     "Pass",
     "PassContext",
     "PassRecord",
+    "Progress",
     "WithinTolerance",
     "find_pass",
+    "no_progress",
     "option",
     "parse_pipeline",
     "pass_names",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_type_hints
 
 from imcc.ir import codes
-from imcc.ir.attributes import Kind, Symbol, check_range, format_value, kind_of
+from imcc.ir.attributes import Kind, Symbol, coerce, format_value, kind_of
 from imcc.ir.diagnostics import Diagnostic, DiagnosticCollector, nearest
 
 if TYPE_CHECKING:
@@ -82,11 +82,7 @@ class OptionSpec:
 
     def coerce(self, value: Any) -> Any:
         """The canonical value; raises ``ValueError`` with the reason."""
-        made = self.kind.coerce(value)
-        wrong = check_range(made, self.minimum, self.maximum)
-        if wrong:
-            raise ValueError(wrong)
-        return made
+        return coerce(self.kind, value, self.minimum, self.maximum)
 
 
 @dataclass(frozen=True)

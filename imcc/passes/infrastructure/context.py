@@ -23,8 +23,12 @@ Estimator = Callable[[Function, Any, str], "CostRecord"]
 Legality = Callable[[Op, Any], "str | None"]
 
 
-def _no_progress(done: int, total: int, what: str) -> None:
-    pass
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, what)``: how long work reports how far it is."""
+
+
+def no_progress(done: int, total: int, what: str) -> None:
+    """Reports nothing."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class PassContext:
     calibration: Sequence[tuple[Any, ...]] | None = None
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
-    progress: Callable[[int, int, str], None] = _no_progress
+    progress: Progress = no_progress
     estimator: Estimator | None = None
     legality: Legality | None = None
     warnings: list[Any] = field(default_factory=list)
