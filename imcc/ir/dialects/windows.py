@@ -71,7 +71,7 @@ class ConvolutionWindow(Op):
     groups: int = attribute(default=1, minimum=1)
 
     def output_shape(self, x: TensorType, weight: TensorType) -> tuple[Dim, ...]:
-        """``[..., N, spatial]`` for ``x [..., C, spatial]`` and ``weight [N, C/groups, kernel]``."""
+        """``[..., N, spatial]`` for a weight ``[N, C / groups, kernel]``."""
         if not 1 <= len(self.stride) <= 3:
             raise self.fail(f"has {len(self.stride)} spatial axes, 1 to 3 are supported")
         check_window(self, x, weight, self.groups)
