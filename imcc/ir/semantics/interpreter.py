@@ -6,7 +6,8 @@ precedence over neutral ones. Values are dropped after their last use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,22 +80,39 @@ def evaluate_function(
         values[value] = (
             next(remaining) if state is None else _state(function, state, known, resources)
         )
-    left = {value: len(value.users) for value in values}
-    for op in function.ops:
-        if op.terminator:
-            return _finish(function, op, values, known)
+    last = function.terminator
+    if last is None:
+        raise error(codes.STRUCTURE, f"@{function.name} does not end in core.return")
+    body = [op for op in function.ops if op is not last]
+    evaluate_ops(body, values, context, keep=set(last.operands), observer=observer)
+    return _finish(function, last, values, known)
+
+
+def evaluate_ops(
+    ops: Sequence[Op],
+    values: dict[Value, Any],
+    context: EvalContext,
+    *,
+    keep: Set[Value],
+    observer: Observer | None = None,
+) -> None:
+    """Run ``ops`` in order on ``values``, which holds what enters them; results are added to it.
+
+    A value that is not in ``keep`` is dropped after its last use among ``ops``, so that a part of
+    a function runs in the memory it needs.
+    """
+    left = Counter(value for op in ops for value in set(op.operands))
+    for op in ops:
         results = evaluate_op(op, values, context)
         if observer is not None:
             observer(op, results)
         for value, held in zip(op.results, results, strict=True):
-            if value.users:
+            if left[value] or value in keep:
                 values[value] = held
-                left[value] = len(value.users)
         for value in set(op.operands):
             left[value] -= 1
-            if left[value] == 0:
+            if not left[value] and value not in keep:
                 del values[value]
-    raise error(codes.STRUCTURE, f"@{function.name} does not end in core.return")
 
 
 def evaluate_op(op: Op, values: Mapping[Value, Any], context: EvalContext) -> tuple[Any, ...]:
