@@ -12,13 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imcc._version import __version__
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error, nearest
+
+if TYPE_CHECKING:
+    from imcc.ir.module import Module
 
 EXIT_DIAGNOSTICS, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 1, 2, 70, 130
 
@@ -193,6 +196,13 @@ def report_command(artifact: Path, as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--print-after-change", is_flag=True, help="Print the IR after each changing pass.")
 @click.option("--timing", is_flag=True, help="Print how long each pass took, on stderr.")
+@click.option(
+    "--emit",
+    type=click.Choice(("imc", "mlir")),
+    default="imc",
+    show_default=True,
+    help="Text form of the result: imcc's own, or MLIR's generic form.",
+)
 @_json_option
 def opt_command(
     file: str,
@@ -203,14 +213,24 @@ def opt_command(
     seed: int,
     print_after_change: bool,
     timing: bool,
+    emit: str,
     as_json: bool,
 ) -> None:
-    """Read IR text (FILE or - for stdin), verify it, run passes, print it."""
+    """Read IR (a FILE, an artifact, or - for stdin), verify it, run passes, print it."""
     from imcc.cli.opt import optimise
 
-    text, name = _read_text(file)
     optimise(
-        text, name, passes, weights, target, overrides, seed, print_after_change, timing, as_json
+        _read_module(file),
+        file,
+        passes,
+        weights,
+        target,
+        overrides,
+        seed,
+        print_after_change,
+        timing,
+        emit,
+        as_json,
     )
 
 
@@ -253,6 +273,17 @@ def explain_command(code: str | None, as_json: bool) -> None:
     from imcc.cli.listing import show_code, show_codes
 
     _emit(show_code(code) if code else show_codes(), as_json)
+
+
+def _read_module(file: str) -> Module:
+    """The module of an IR file, of standard input, or of an artifact; not verified."""
+    if Path(file).is_dir() or Path(file).suffix == ".zip":
+        from imcc.driver import load
+
+        return load(file).module
+    from imcc.ir.text import parse_module
+
+    return parse_module(*_read_text(file))
 
 
 def _read_text(file: str) -> tuple[str, str]:

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from imcc.ir.module import Module
-from imcc.ir.text import parse_module, print_module
+from imcc.ir.text import print_module
+from imcc.ir.text.mlir import export_mlir
 from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import PassContext, PassRecord, parse_pipeline, run_pipeline
 
 
 def optimise(
-    text: str,
+    module: Module,
     name: str,
     passes: str,
     weights: Path | None,
@@ -26,15 +27,15 @@ def optimise(
     seed: int,
     print_after_change: bool,
     timing: bool,
+    emit: str,
     as_json: bool,
 ) -> None:
     """Run the command; the resulting IR goes to stdout."""
-    module = parse_module(text, name)
     verify(module)
     pipeline = parse_pipeline(passes)
     context = PassContext(seed=seed)
     needed = any("weights" in item.needs for item in pipeline)
-    if weights is None and needed and module.resource_file is not None and name != "<stdin>":
+    if weights is None and needed and module.resource_file is not None and name != "-":
         beside = Path(name).parent / Path(module.resource_file).name
         weights = beside if beside.is_file() else None
     if weights is not None:
@@ -56,7 +57,7 @@ def optimise(
     records = run_pipeline(module, pipeline, context, after=(after,))
     for warning in context.warnings:
         click.echo(warning.render(), err=True)
-    made = print_module(module)
+    made = export_mlir(module) if emit == "mlir" else print_module(module)
     if as_json:
         data: dict[str, Any] = {
             "module": made,

@@ -100,3 +100,11 @@ def test_add_an_op_runs():
         EVAL._rules.pop(("nn.softplus", None), None)
         vars(nn).pop("Softplus", None)
         del sys.modules["add_an_op"]
+
+
+def test_export_to_mlir(capsys):
+    page = "docs/how-to/export-to-mlir.md"
+    (code,) = blocks(page, "python")
+    (shown,) = blocks(page, "mlir")
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out.strip() == shown.strip()
