@@ -109,6 +109,11 @@ class TensorType(Type):
         return product(self.shape)
 
     @property
+    def dense(self) -> TensorType:
+        """The type without the promise that elements are 0 or 1; a plain tensor is its own."""
+        return self
+
+    @property
     def quant(self) -> QuantType:
         """The quantised element type; raises ``TypeError`` on any other tensor."""
         if not isinstance(self.element, QuantType):
@@ -130,18 +135,26 @@ class TensorType(Type):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SpikesType(Type):
-    """``spikes<4xBx512>``: binary events, time leading."""
+class SpikesType(TensorType):
+    """``spikes<4xBx512>``: binary events, time leading; a tensor whose elements are 0 or 1.
 
-    shape: tuple[Dim, ...]
+    ``element`` is the type that they are computed with; f32 is not written, another one stands
+    last: ``spikes<4xBx512xf64>``. Whatever accepts a tensor accepts spikes. Only ops that move
+    elements without changing them give spikes again (see ``moved`` in the ``core`` dialect).
+    """
 
     def __str__(self) -> str:
-        return f"spikes<{'x'.join(map(str, self.shape))}>"
+        element = () if self.element == "f32" else (str(self.element),)
+        return f"spikes<{'x'.join([*map(str, self.shape), *element])}>"
 
     @property
-    def rank(self) -> int:
-        """Number of axes, time included."""
-        return len(self.shape)
+    def dense(self) -> TensorType:
+        """The same shape and elements as a plain tensor."""
+        return TensorType(self.shape, self.element)
+
+    def with_shape(self, shape: tuple[Dim, ...]) -> TensorType:
+        """Spikes of another shape."""
+        return SpikesType(tuple(shape), self.element)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

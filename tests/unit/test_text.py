@@ -79,6 +79,11 @@ def test_quantised_types_round_trip(bits, signed, axis, group, symmetric):
 def test_spikes_type_round_trips():
     kind = SpikesType((4, Monomial(1, ("B",)), 512))
     assert parse_type(str(kind)) is kind
+    assert str(kind) == "spikes<4xBx512>"
+    wide = SpikesType((4, 512), "f64")
+    assert str(wide) == "spikes<4x512xf64>" and parse_type(str(wide)) is wide
+    assert parse_type("spikes<4x512xf32>") is SpikesType((4, 512))
+    assert wide.dense is TensorType((4, 512), "f64")
 
 
 @given(dims)

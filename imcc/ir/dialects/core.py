@@ -6,13 +6,22 @@ from imcc.ir.attributes import Symbol
 from imcc.ir.dims import Dim, Monomial, product
 from imcc.ir.module import Module
 from imcc.ir.ops import Op, Value, attribute, operand, result
-from imcc.ir.types import FLOATS, TensorType, Type
+from imcc.ir.types import FLOATS, SpikesType, TensorType, Type
 
 SEMANTICS = "imcc.ir.semantics.core"
 
 
 def tensor(value: Value) -> TensorType:
-    """The tensor type of a value whose operand declaration admits tensors only."""
+    """The tensor type of a value whose operand declaration admits tensors only.
+
+    Spikes count as the plain tensor of their elements, so that what an op computes from them is
+    not taken for spikes.
+    """
+    return moved(value).dense
+
+
+def moved(value: Value) -> TensorType:
+    """The tensor type for the result of an op that only moves elements: spikes stay spikes."""
     if not isinstance(value.type, TensorType):
         raise TypeError(f"{value!r} is not a tensor")
     return value.type
@@ -89,7 +98,7 @@ class Reshape(Op, name="core.reshape"):
 
     def infer(self) -> Type:
         """The element type of ``x`` under ``shape``."""
-        return tensor(self.x).with_shape(self.shape)
+        return moved(self.x).with_shape(self.shape)
 
     def verify(self) -> None:
         """Both shapes have the same number of elements."""
@@ -112,7 +121,7 @@ class Permute(Op, name="core.permute"):
 
     def infer(self) -> Type:
         """``x`` with axes permuted."""
-        kind = tensor(self.x)
+        kind = moved(self.x)
         if sorted(self.axes) != list(range(kind.rank)):
             raise self.fail(f"axes {list(self.axes)} do not permute 0 .. {kind.rank - 1}")
         return kind.with_shape(tuple(kind.shape[axis] for axis in self.axes))
@@ -135,7 +144,7 @@ class Slice(Op, name="core.slice"):
 
     def infer(self) -> Type:
         """``x`` with the axis shortened to ``ceil((stop - start) / step)``."""
-        kind = tensor(self.x)
+        kind = moved(self.x)
         axis = normalise_axis(self, self.axis, kind.rank)
         size = kind.shape[axis]
         if isinstance(size, Monomial):
@@ -175,7 +184,9 @@ class Concat(Op, name="core.concat"):
             total += size
         shape = list(kinds[0].shape)
         shape[axis] = total
-        return kinds[0].with_shape(tuple(shape))
+        made = kinds[0].with_shape(tuple(shape))
+        spikes = all(isinstance(value.type, SpikesType) for value in self.inputs)
+        return SpikesType(made.shape, made.element) if spikes else made
 
 
 class Pad(Op, name="core.pad"):
@@ -194,7 +205,7 @@ class Pad(Op, name="core.pad"):
 
     def infer(self) -> Type:
         """``x`` with each axis enlarged; a symbolic axis cannot be padded."""
-        kind = tensor(self.x)
+        kind = moved(self.x) if self.value in (0.0, 1.0) else tensor(self.x)
         if len(self.before) != kind.rank or len(self.after) != kind.rank:
             raise self.fail(f"needs {kind.rank} numbers before and after")
         shape: list[Dim] = []
@@ -241,6 +252,14 @@ class Multiply(_Binary, name="core.multiply"):
     example = (
         "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.multiply %a, %b : tensor<Bx4xf32>"
     )
+
+    def infer(self) -> Type:
+        """As for the other elementwise ops; the product of spikes is their conjunction."""
+        made = super().infer()
+        both = isinstance(self.a.type, SpikesType) and isinstance(self.b.type, SpikesType)
+        if both and isinstance(made, TensorType):
+            return SpikesType(made.shape, made.element)
+        return made
 
 
 class Divide(_Binary, name="core.divide"):

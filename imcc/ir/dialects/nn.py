@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from imcc.ir.dialects.core import tensor
+from imcc.ir.dialects.core import moved, tensor
 from imcc.ir.dialects.windows import ConvolutionWindow, windowed_shape
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
@@ -207,8 +207,8 @@ class MaxPool(_Pool, name="nn.max_pool"):
     y: Value = result()
 
     def infer(self) -> Type:
-        """``x`` with the sizes that the window leaves."""
-        return self._shape(self.dilation)
+        """``x`` with the sizes that the window leaves; the largest of spikes is a spike."""
+        return moved(self.x).with_shape(self._shape(self.dilation).shape)
 
 
 class AvgPool(_Pool, name="nn.avg_pool"):

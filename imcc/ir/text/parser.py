@@ -36,7 +36,7 @@ from imcc.ir.module import (
 from imcc.ir.ops import OPS, Op, Value
 from imcc.ir.registry import load_dialect_of, op_class
 from imcc.ir.text.syntax_errors import syntax_error
-from imcc.ir.types import DIALECT_TYPES, QuantType, SpikesType, TensorType, Type
+from imcc.ir.types import DIALECT_TYPES, FLOATS, QuantType, SpikesType, TensorType, Type
 
 if TYPE_CHECKING:
     from lark import Lark, Token
@@ -529,7 +529,10 @@ class _Delegate:
         return TensorType(shape, element)
 
     def spikes(self, children: Any) -> Type:
-        return SpikesType(_shape(children[0][len("spikes<") : -1] + "x"))
+        *dims, last = children[0][len("spikes<") : -1].split("x")
+        if last in FLOATS:
+            return SpikesType(_shape("x".join(dims)), last)
+        return SpikesType(_shape("x".join([*dims, last])))
 
     def field(self, children: Any) -> tuple[str, Any]:
         return (str(children[0]), children[1])
