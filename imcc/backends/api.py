@@ -16,12 +16,13 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from imcc.ir import codes
+from imcc.ir.cost import OpCost
 from imcc.ir.diagnostics import DiagnosticError, error, nearest
 from imcc.ir.ops import Op
-from imcc.ir.rules import LEGAL
+from imcc.ir.rules import COST, LEGAL
 
 if TYPE_CHECKING:
-    from imcc.ir.cost import CostRecord
+    from imcc.ir.cost import CostRecord, Placement
     from imcc.ir.module import Module
 
 Activity = Literal["assumed", "profiled", "measured"]
@@ -86,6 +87,23 @@ class Backend(ABC):
         self, module: Module, function: str, target: Target, activity: Activity = "assumed"
     ) -> CostRecord:
         """Cost of one call of an entry point with B = 1."""
+
+    def op_cost(self, op: Op, target: Target, activity: Activity = "assumed") -> OpCost:
+        """What one call of ``op`` does, with B = 1. No rule means that its cost is unknown."""
+        self.load_rules()
+        rule = COST.find(op.name, self.name)
+        if rule is None:
+            return OpCost(unknown=f"the backend {self.name!r} has no cost rule for {op.name}")
+        made: OpCost = rule(op, target, activity)
+        return made
+
+    def op_times(self, op: Op) -> tuple[float, float] | None:
+        """When ``op`` starts and ends in ns, or None where it is not scheduled."""
+        return None
+
+    def placement(self, module: Module, function: str, target: Target) -> Placement | None:
+        """Where the matrices of an entry point lie, or None for hardware without such places."""
+        return None
 
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """Levels of write noise worth comparing, each with the target that has it; may be none."""

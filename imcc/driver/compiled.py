@@ -15,13 +15,15 @@ from imcc.ir.semantics.resources import ResourceStore
 from imcc.passes.infrastructure import PassRecord
 from imcc.runtime.artifact import Artifact, load_artifact, save_artifact
 from imcc.runtime.executor import Executor
+from imcc.runtime.history import History
 
 
 @dataclass
 class CompiledModel:
     """A compiled program: called like the model it came from, noisy and seeded.
 
-    ``module`` is the IR of the last phase, ``records`` say which passes ran. Each call reads
+    ``module`` is the IR of the last phase, ``records`` say which passes ran, ``history`` holds
+    the program after each of them. Each call reads
     fresh noise: samples are numbered on from call to call, and :meth:`reset` starts over.
     ``trial`` chooses the device instance, whose write noise stays the same between calls.
     """
@@ -35,6 +37,7 @@ class CompiledModel:
     noisy: bool = True
     seed: int = 0
     trial: int = 0
+    history: History | None = None
     _next_sample: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +74,9 @@ class CompiledModel:
 
         Raises ``OUTPUT`` if it exists and ``force`` is false, or cannot be written.
         """
-        artifact = Artifact(self.module, self.resources, self.target, self.report_data, extra or {})
+        artifact = Artifact(
+            self.module, self.resources, self.target, self.report_data, extra or {}, self.history
+        )
         save_artifact(artifact, Path(path), force=force)
 
 
@@ -87,4 +92,5 @@ def load(path: str | Path) -> CompiledModel:
         signature,
         held.report,
         seed=seed if isinstance(seed, int) else 0,
+        history=held.history,
     )

@@ -32,6 +32,7 @@ from imcc.passes.infrastructure import (
     run_pipeline,
 )
 from imcc.runtime.artifact import WEIGHTS
+from imcc.runtime.history import HistoryRecorder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,10 +169,18 @@ def _compile(
         ),
         legality=backend.legal,
     )
-    records = run_pipeline(module, passes, context)
+    recorder = HistoryRecorder(module)
+    records = run_pipeline(module, passes, context, after=(recorder,))
     context.rewriter(module, "driver").set_resource_file(WEIGHTS)
     made = CompiledModel(
-        module, resources, target, signature, {}, tuple(records), seed=options.seed
+        module,
+        resources,
+        target,
+        signature,
+        {},
+        tuple(records),
+        seed=options.seed,
+        history=recorder.history(),
     )
     accuracy: Evaluated | None = None
     if evaluation is not None and metric is not None:

@@ -40,8 +40,9 @@ class OpCost:
     """What one call of an op does per inference (B = 1).
 
     ``events`` maps ``component.action`` to a count. ``busy_ns`` is how long the op occupies its
-    hardware once inputs are there. ``free`` says why an op costs nothing; ``unknown`` why its cost
-    is not known. Exactly one of events, free and unknown speaks.
+    hardware once inputs are there, and ``note`` how that time comes about. ``free`` says why an op
+    costs nothing; ``unknown`` why its cost is not known. Exactly one of events, free and unknown
+    speaks.
     """
 
     events: Mapping[str, float] = field(default_factory=dict)
@@ -55,7 +56,8 @@ class OpCost:
 class LayerCost:
     """Cost of all ops of one layer (a scope of the user's model), or of one op without a scope.
 
-    Layers overlap in time, so ``busy_ns`` do not add up to the latency.
+    Layers overlap in time, so ``busy_ns`` do not add up to the latency. ``instances`` counts the
+    instances of each component that ``area_um2`` is made of.
     """
 
     name: str
@@ -69,6 +71,7 @@ class LayerCost:
     energy_by_component_pj: Mapping[str, float]
     resources: Mapping[str, int]
     unknown: str = ""
+    instances: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -83,6 +86,7 @@ class LayerCost:
             "events": dict(self.events),
             "energy_by_component_pj": dict(self.energy_by_component_pj),
             "resources": dict(self.resources),
+            "instances": dict(self.instances),
             "unknown": self.unknown or None,
         }
 
@@ -120,4 +124,39 @@ class CostRecord:
             "activity": self.activity,
             "provenance": dict(self.provenance),
             "unknown": list(self.unknown),
+        }
+
+
+@dataclass(frozen=True)
+class PlacedMatrix:
+    """A matrix on the chip: it holds ``count`` units from number ``first`` on."""
+
+    name: str
+    layer: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which units of the chip hold which matrix.
+
+    ``levels`` are the groups that units lie in, outermost first, each with how many of the next
+    level it holds: ``(("tile", 8), ("pe", 4))`` and unit ``crossbar`` say that crossbar ``i`` lies
+    in PE ``i // 4`` and in tile ``i // 32``.
+    """
+
+    unit: str
+    levels: tuple[tuple[str, int], ...]
+    matrices: tuple[PlacedMatrix, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "unit": self.unit,
+            "levels": [[name, count] for name, count in self.levels],
+            "matrices": [
+                {"name": item.name, "layer": item.layer, "first": item.first, "count": item.count}
+                for item in self.matrices
+            ],
         }

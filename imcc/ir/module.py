@@ -112,6 +112,23 @@ class Function:
                 return value
         return None
 
+    def value_states(self) -> dict[Value, str]:
+        """The state that a value carries: as an argument, or as what the function returns."""
+        made: dict[Value, str] = {}
+        last = self.terminator
+        returned = zip(
+            last.operands if last is not None else (),
+            (item.state for item in self.results),
+            strict=False,
+        )
+        for value, state in (
+            *zip(self.arguments, self.argument_states, strict=True),
+            *returned,
+        ):
+            if state is not None:
+                made.setdefault(value, state)
+        return made
+
     # -- building --------------------------------------------------------------------------------
 
     def add_argument(self, value_type: Type, name: str = "", state: str | None = None) -> Value:

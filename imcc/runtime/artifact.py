@@ -32,15 +32,17 @@ from imcc.ir.module import Module
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.text import parse_module, print_module
 from imcc.ir.verifier import verify
+from imcc.runtime.history import History, parse_history
 from imcc.runtime.report_schema import check_report
 
 ARTIFACT_VERSION = 1
 MANIFEST = "manifest.json"
-PROGRAM, WEIGHTS, TARGET, REPORT = (
+PROGRAM, WEIGHTS, TARGET, REPORT, HISTORY = (
     "program.imc",
     "weights.safetensors",
     "target.toml",
     "report.json",
+    "history.json",
 )
 REQUIRED = (PROGRAM, WEIGHTS, TARGET, REPORT)
 MAX_TEXT_BYTES = 1 << 30
@@ -54,13 +56,17 @@ _COPY_BYTES = 1 << 20
 
 @dataclass
 class Artifact:
-    """A compiled program at rest. ``extra`` are further files by name (``program.dot``...)."""
+    """A compiled program at rest. ``extra`` are further files by name (``program.dot``...).
+
+    ``history`` tells how it came about; artifacts of other origin may have none.
+    """
 
     module: Module
     resources: ResourceStore
     target: Target
     report: dict[str, Any]
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    history: History | None = None
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -166,6 +172,8 @@ def _write(artifact: Artifact, folder: Path) -> None:
     (folder / PROGRAM).write_text(print_module(artifact.module), encoding="utf-8")
     (folder / TARGET).write_text(artifact.target.text, encoding="utf-8")
     (folder / REPORT).write_text(json.dumps(artifact.report, indent=2) + "\n", encoding="utf-8")
+    if artifact.history is not None:
+        (folder / HISTORY).write_text(artifact.history.to_json(), encoding="utf-8")
     # safetensors makes its file private; it is as public as the text beside it.
     (folder / WEIGHTS).chmod(stat.S_IMODE((folder / PROGRAM).stat().st_mode))
     for name, content in artifact.extra.items():
@@ -250,7 +258,8 @@ def _load(path: Path) -> Artifact:
         target = _renamed(target, name)
     if target.sha256 != report["targets"][0]["sha256"]:
         raise _broken(f"{path / TARGET} is not the target that the report is about")
-    return Artifact(module, resources, target, report)
+    history = parse_history(_text(path / HISTORY), path / HISTORY) if HISTORY in files else None
+    return Artifact(module, resources, target, report, history=history)
 
 
 def _renamed(target: Target, name: str) -> Target:

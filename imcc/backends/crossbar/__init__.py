@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from imcc.backends.api import Activity, Backend, Target
 
 if TYPE_CHECKING:
-    from imcc.ir.cost import CostRecord
+    from imcc.ir.cost import CostRecord, Placement
     from imcc.ir.module import Module
+    from imcc.ir.ops import Op
 
 
 class CrossbarBackend(Backend):
@@ -49,6 +50,20 @@ class CrossbarBackend(Backend):
         from imcc.backends.crossbar.record import cost_record
 
         return cost_record(module, function, target, activity)
+
+    def op_times(self, op: Op) -> tuple[float, float] | None:
+        """What the pass ``schedule`` wrote."""
+        from imcc.backends.crossbar.dialect import END, START
+
+        if END not in op.annotations:
+            return None
+        return float(op.annotations.get(START, 0.0)), float(op.annotations[END])
+
+    def placement(self, module: Module, function: str, target: Target) -> Placement | None:
+        """What the pass ``place`` wrote: tiles of PEs of crossbars."""
+        from imcc.backends.crossbar.record import placement
+
+        return placement(module, function, target)
 
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """No write noise, then once, twice and four times the target's; none if it has none."""

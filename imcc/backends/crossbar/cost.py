@@ -77,6 +77,9 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
             "buffer_write.word": words(op.y, target),
         },
         busy,
+        note=f"{positions} positions x {op.digits} input digits x {target.mux_steps} columns to a "
+        f"converter x ({keys.timing.read_ns:g} ns read + {keys.timing.conversion_ns:g} ns "
+        "conversion)",
     )
 
 
@@ -98,6 +101,7 @@ def _program(op: Program, target: CrossbarTarget, activity: str) -> OpCost:
             "buffer_read.word": words(op.codes, target),
         },
         rows * pulses * target.keys.timing.write_ns,
+        note=f"{rows} rows x {pulses:g} pulses x {target.keys.timing.write_ns:g} ns",
     )
 
 
@@ -128,7 +132,12 @@ def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCos
     if multiplies:
         events["alu_multiply.multiply"] = multiplies
     steps = math.ceil((adds + multiplies) / keys.digital.lanes)
-    return OpCost(events, steps * keys.timing.clock_ns)
+    return OpCost(
+        events,
+        steps * keys.timing.clock_ns,
+        note=f"{adds + multiplies} operations on {keys.digital.lanes} lanes, "
+        f"{keys.timing.clock_ns:g} ns a step",
+    )
 
 
 @COST.register(core.Add, core.Subtract, nn.Relu, backend="crossbar")

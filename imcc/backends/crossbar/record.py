@@ -8,24 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imcc.backends.api import Activity, Target
+from imcc.backends.crossbar import BACKEND
 from imcc.backends.crossbar.cost import NOT_MODELLED
-from imcc.backends.crossbar.dialect import CROSSBARS, END, FIRST_CROSSBAR, FIRST_TILE, START, TILES
+from imcc.backends.crossbar.dialect import (
+    CROSSBARS,
+    FIRST_CROSSBAR,
+    FIRST_TILE,
+    TILES,
+    Mvm,
+    Program,
+)
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes
-from imcc.ir.cost import CostRecord, LayerCost, OpCost
+from imcc.ir.cost import CostRecord, LayerCost, PlacedMatrix, Placement
 from imcc.ir.diagnostics import error
 from imcc.ir.module import Module
-from imcc.ir.ops import Op
-from imcc.ir.rules import COST
-
-
-def op_cost(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
-    """The op's cost by its rule; no rule means unknown."""
-    rule = COST.find(op.name, "crossbar")
-    if rule is None:
-        return OpCost(unknown=f"no cost rule for {op.name}")
-    made: OpCost = rule(op, target, activity)
-    return made
 
 
 @dataclass
@@ -113,7 +110,7 @@ def cost_record(
 
 
 def _gather(
-    module: Module, name: str, target: CrossbarTarget, activity: str
+    module: Module, name: str, target: CrossbarTarget, activity: Activity
 ) -> tuple[dict[str, _Layer], list[str]]:
     layers: dict[str, _Layer] = {}
     unknown: list[str] = []
@@ -121,7 +118,7 @@ def _gather(
         if op.terminator:
             continue
         layer = layers.setdefault(op.scope or op.name, _Layer())
-        cost = op_cost(op, target, activity)
+        cost = BACKEND.op_cost(op, target, activity)
         layer.ops.append(op.name)
         layer.busy_ns += cost.busy_ns
         for event, count in cost.events.items():
@@ -129,7 +126,7 @@ def _gather(
         if cost.unknown:
             layer.unknown.append(f"{op.name}: {cost.unknown}")
             unknown.append(f"{op.scope or op.name}: {op.name} ({cost.unknown})")
-        start, end = float(op.annotations.get(START, 0.0)), float(op.annotations.get(END, 0.0))
+        start, end = BACKEND.op_times(op) or (0.0, 0.0)
         if end > start:
             layer.start_ns = start if layer.start_ns is None else min(layer.start_ns, start)
             layer.end_ns = max(layer.end_ns, end)
@@ -138,6 +135,27 @@ def _gather(
             layer.crossbars.add((held[FIRST_CROSSBAR], held[CROSSBARS]))
             layer.tiles.update(range(held[FIRST_TILE], held[FIRST_TILE] + held[TILES]))
     return layers, unknown
+
+
+def placement(module: Module, function: str, target: Target) -> Placement | None:
+    """The matrices that the ops of ``@function`` read or program, by their first crossbar."""
+    if not isinstance(target, CrossbarTarget):
+        return None
+    found: dict[tuple[int, int], PlacedMatrix] = {}
+    states = module.function(function).value_states()
+    for op in module.function(function).ops:
+        if isinstance(op, (Mvm, Program)) and FIRST_CROSSBAR in op.annotations:
+            first, count = op.annotations[FIRST_CROSSBAR], op.annotations[CROSSBARS]
+            name = states.get(op.matrix, op.matrix.name)
+            found.setdefault((first, count), PlacedMatrix(name, op.scope or op.name, first, count))
+    if not found:
+        return None
+    held = target.keys.hierarchy
+    return Placement(
+        "crossbar",
+        (("tile", held.pes_per_tile), ("pe", held.crossbars_per_pe)),
+        tuple(found[key] for key in sorted(found)),
+    )
 
 
 def _energies(events: Mapping[str, float], target: CrossbarTarget) -> dict[str, float]:
@@ -173,10 +191,15 @@ def _area(component: str, count: int, target: CrossbarTarget) -> float | None:
     return None if figure is None else figure * count
 
 
+def _tile_instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
+    """Instances on some tiles, without the vector unit, which is the chip's."""
+    counts = _instances(tiles, target)
+    return {item: counts[item] for item in counts if item not in ("alu_add", "alu_multiply")}
+
+
 def _tile_area(target: CrossbarTarget) -> float:
-    counts = _instances(1, target)
-    lanes = ("alu_add", "alu_multiply")
-    areas = [_area(item, count, target) for item, count in counts.items() if item not in lanes]
+    counts = _tile_instances(1, target)
+    areas = [_area(item, count, target) for item, count in counts.items()]
     return sum(value for value in areas if value is not None)
 
 
@@ -197,6 +220,7 @@ def _layer(
         energy_by_component_pj=energy,
         resources=_resources(layer.crossbars, len(layer.tiles), target) if layer.tiles else {},
         unknown="; ".join(layer.unknown),
+        instances=_tile_instances(len(layer.tiles), target) if layer.tiles else {},
     )
 
 

@@ -66,12 +66,7 @@ class Place(Pass):
     ) -> None:
         rewriter = context.rewriter(module, self.name)
         for function in module.functions.values():
-            state_of = dict(zip(function.arguments, function.argument_states, strict=True))
-            last = function.terminator
-            for value, result in zip(
-                last.operands if last is not None else (), function.results, strict=True
-            ):
-                state_of.setdefault(value, result.state)
+            state_of = function.value_states()
             for op in function.ops:
                 if isinstance(op, (Program, Mvm)):
                     state = state_of.get(op.matrix)

@@ -29,7 +29,6 @@ class Schedule(Pass):
         """Annotate every op but the return."""
         from imcc.backends.crossbar.dialect import Program
         from imcc.backends.crossbar.passes_support import crossbar_target
-        from imcc.backends.crossbar.record import op_cost
 
         target = crossbar_target(self.name, context)
         BACKEND.load_rules()
@@ -39,7 +38,7 @@ class Schedule(Pass):
             for op in function.ops:
                 if op.terminator:
                     continue
-                busy = op_cost(op, target, "assumed").busy_ns
+                busy = BACKEND.op_cost(op, target).busy_ns
                 start = 0.0 if isinstance(op, Program) else now
                 rewriter.annotate(op, xbar__start_ns=start, xbar__end_ns=start + busy)
                 now = max(now, start + busy)
