@@ -34,7 +34,7 @@ def optimise(
     verify(module)
     pipeline = parse_pipeline(passes)
     context = PassContext(seed=seed)
-    needed = any("weights" in item.needs for item in pipeline)
+    needed = any("weights" in item.requires() for item in pipeline)
     if weights is None and needed and module.resource_file is not None and name != "-":
         beside = Path(name).parent / Path(module.resource_file).name
         weights = beside if beside.is_file() else None

@@ -148,7 +148,7 @@ def _compile(
     progress(0, 3, "capture")
     captured = capture(model, example_inputs, name=_identifier(name))
     signature = Signature.of(captured, input_names(model, len(example_inputs)))
-    needed = any("calibration" in item.needs for item in passes)
+    needed = any("calibration" in item.requires() for item in passes)
     if needed and calibration is None and not options.calibrate_on_example and source is not None:
         source.require("calibration_data", "calibration of input and converter ranges")
     batches = _calibration(calibration, example_inputs, options, signature)

@@ -192,6 +192,12 @@ PASS_FAILED = code(
     "After the pass the module no longer verifies. This is a defect of the pass, not of your\n"
     "model: please report it with the reproducer.",
 )
+NUMERIC = code(
+    "IMC406",
+    "an optimisation inside a pass diverged",
+    "A loss became NaN or infinite. The message names the block: lower the learning rate, give\n"
+    "the block more bits, or look for extreme values in the calibration data.",
+)
 
 # 5: targets and hardware
 UNKNOWN_TARGET = code(

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dialects import core, nn
 from imcc.ir.module import Module
-from imcc.ir.ops import Op
-from imcc.ir.types import QuantType
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
     """Replace each constant weight of ``nn.linear`` and ``nn.conv`` by dequantised codes.
 
-    Symmetric codes: ``scale = max|w| / (2^(bits-1) - 1)`` for each output channel (or the whole
-    tensor), ``code = round(w / scale)``, ties to even. A channel of zeros gets scale 1. Weights
-    become ``core.constant`` codes of type ``q<s8, axis=0>`` followed by ``quant.dequantize``; the
-    codes are the stored truth.
+    Symmetric codes: ``scale = max|w| / (2^(bits-1) - 1)``; asymmetric: ``scale = (max - min) /
+    (2^bits - 1)`` and a zero point; for each output channel, each group of ``group`` inputs of it,
+    or the whole tensor. ``code = round(w / scale) + zero_point``, ties to even. Weights become
+    ``core.constant`` codes of type ``q<s8, axis=0>`` followed by ``quant.dequantize``; the codes
+    are the stored truth.
+
+    ``init`` chooses the grid. ``rtn``: from the range of the weights. ``awq``: channel scales,
+    folded into neighbouring ops, and clipped ranges, both searched (Lin et al., MLSys 2024).
+    ``learned-clipping``: ranges fitted to the block's outputs (OmniQuant, arXiv 2308.13137).
+
+    ``rounding`` chooses the codes. ``nearest``. ``gptq``: column by column, with the error spread
+    over later columns (Frantar et al., ICLR 2023). ``tesseraq``: progressive adaptive rounding and
+    dequantisation-scale tuning by block reconstruction (arXiv 2410.19103).
+
+    All but ``rtn`` with ``nearest`` need calibration data and work block by block: a block is a
+    repeated module (``layers.3``), else a layer. Each block is asked to give the float outputs of
+    the float network from inputs that passed the quantised blocks before it.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -33,50 +41,87 @@ class QuantizeWeights(Pass):
     granularity: Literal["channel", "tensor"] = option(
         default="channel", doc="one scale for each output channel, or one for the tensor"
     )
+    group: int | None = option(
+        default=None,
+        minimum=2,
+        doc="inputs of a linear layer that share a scale; absent: all of a channel",
+    )
+    scheme: Literal["symmetric", "asymmetric"] = option(
+        default="symmetric", doc="codes around 0, or with a zero point"
+    )
+    init: Literal["rtn", "awq", "learned-clipping"] = option(
+        default="rtn", doc="how scales are chosen"
+    )
+    rounding: Literal["nearest", "gptq", "tesseraq"] = option(
+        default="nearest", doc="how codes are chosen"
+    )
+    plan: str | None = option(
+        default=None, doc="TOML file with bits, group, scheme or skip by name of weight"
+    )
+    blocks: Literal["auto", "layer", "model"] = option(
+        default="auto", doc="what is fitted together: repeated modules, single layers, everything"
+    )
+    rounds: int = option(
+        default=20, minimum=1, maximum=20, doc="tesseraq: rounds of hardening, then fitting"
+    )
+    iterations: int = option(
+        default=250, minimum=1, doc="steps of a round (tesseraq; learned-clipping takes them all)"
+    )
+    batch: int = option(default=4, minimum=1, doc="samples of a step")
+    learning_rate: float = option(
+        default=1e-3, minimum=1e-8, maximum=1.0, doc="tesseraq: Adam's rate, for codes and scales"
+    )
+    tune_scale: bool = option(default=True, doc="tesseraq: tune scales of dequantisation too")
+    progressive: bool = option(
+        default=True, doc="tesseraq: harden in rounds; false: one round, then round all at once"
+    )
+    storage: Literal["memory", "disk"] = option(
+        default="memory", doc="where activations between blocks are kept"
+    )
+    activation_dtype: Literal["f32", "bf16"] = option(default="f32", doc="type of kept activations")
+    checkpoint: str | None = option(
+        default=None, doc="folder for finished blocks; a run that was stopped goes on from it"
+    )
 
     def promise(self) -> Approximate:
         """The bound grows as the step does: 0.1 at 8 bits, twice that for each bit less."""
         return Approximate(bound=0.1 * 2.0 ** max(0, 8 - self.bits))
 
+    def requires(self) -> frozenset[str]:
+        """Calibration data too, for whatever looks at activations."""
+        if self.init == "rtn" and self.rounding == "nearest":
+            return self.needs
+        return self.needs | {"calibration"}
+
     def run(self, module: Module, context: PassContext) -> None:
         """Quantise every weight once, however many ops read it."""
+        from imcc.passes.quantization.blockwise import Method, quantise_function
+        from imcc.passes.quantization.grid import WeightFormat
+        from imcc.passes.quantization.plan import read_plan
+
         rewriter = context.rewriter(module, self.name)
-        done: dict[tuple[str, str], Op] = {}
+        method = Method(
+            form=WeightFormat(
+                self.bits, self.scheme == "symmetric", self.granularity == "tensor", self.group
+            ),
+            init=self.init,
+            rounding=self.rounding,
+            rules=read_plan(self.plan) if self.plan is not None else (),
+            blocks=self.blocks,
+            rounds=self.rounds,
+            iterations=self.iterations,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            tune_scale=self.tune_scale,
+            progressive=self.progressive,
+            storage=self.storage,
+            activation_dtype=self.activation_dtype,
+            checkpoint=self.checkpoint,
+        )
         for function in module.functions.values():
             for op in function.ops:
                 if not isinstance(op, (nn.Linear, nn.Conv)):
                     continue
-                source = op.weight.owner
-                if not isinstance(source, core.Constant):
+                if not isinstance(op.weight.owner, core.Constant):
                     rewriter.refuse(op, "the weight is computed at run time")
-                    continue
-                key = (function.name, str(source.value))
-                if key not in done:
-                    weight = context.weights().get(source.value)
-                    codes, scale, element = self.quantise(weight)
-                    store = context.weights()
-                    held = store.put(f"{source.value}.codes", codes, element)
-                    factor = store.put(f"{source.value}.scale", scale.to(weight.dtype))
-                    rewriter.add_resource(held)
-                    rewriter.add_resource(factor)
-                    coded = rewriter.insert_before(op, core.Constant.of(held.name, held.type))
-                    factors = rewriter.insert_before(op, core.Constant.of(factor.name, factor.type))
-                    done[key] = rewriter.insert_before(
-                        op, quant.Dequantize(x=coded.y, scale=factors.y)
-                    )
-                rewriter.set_operand(op, "weight", done[key].result)
-
-    def quantise(self, weight: Tensor) -> tuple[Tensor, Tensor, QuantType]:
-        """Codes, scale and element type of ``weight`` ``[N, ...]``; scale is ``[N]`` or ``[]``."""
-        import torch
-
-        per_channel = self.granularity == "channel"
-        element = QuantType(self.bits, True, 0 if per_channel else None)
-        flat = weight.double().flatten(1) if per_channel else weight.double().flatten()
-        largest = flat.abs().amax(dim=-1)
-        scale = torch.where(largest > 0, largest / element.maximum, torch.ones_like(largest))
-        # The stored scale is float32: divide by what will be multiplied back.
-        scale = scale.to(weight.dtype).double()
-        shape = [-1] + [1] * (weight.dim() - 1) if per_channel else []
-        made = torch.round(weight.double() / scale.reshape(shape))
-        return made.clamp(element.minimum, element.maximum), scale, element
+            quantise_function(function, method, context, rewriter)

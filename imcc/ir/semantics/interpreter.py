@@ -71,7 +71,7 @@ def evaluate_function(
     each op with its results. Raises :class:`DiagnosticError` for inputs that do not fit, absent
     weights and ops without a rule.
     """
-    symbols = _bind(function, inputs)
+    symbols = bind_symbols(function, inputs)
     context = EvalContext(symbols, resources, backend, target, draws, trials)
     known = dict(states or {})
     values: dict[Value, Any] = {}
@@ -142,7 +142,8 @@ def evaluate_op(op: Op, values: Mapping[Value, Any], context: EvalContext) -> tu
     return made if isinstance(made, tuple) else (made,)
 
 
-def _bind(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
+def bind_symbols(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
+    """Sizes of symbolic dimensions in a call; raises a diagnostic for inputs that do not fit."""
     wanted = function.inputs
     if len(inputs) != len(wanted):
         names = ", ".join(f"%{value.name}" for value in wanted)

@@ -108,6 +108,10 @@ class Pass:
         """What this pass, with its options, promises about results; ``contract`` by default."""
         return self.contract
 
+    def requires(self) -> frozenset[str]:
+        """What this pass, with its options, needs; ``needs`` by default."""
+        return self.needs
+
     @classmethod
     def options(cls) -> dict[str, OptionSpec]:
         """The declared options by name, in order."""

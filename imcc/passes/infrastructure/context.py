@@ -38,6 +38,7 @@ class PassContext:
     ``resources`` holds weights (None: structure only). ``target`` and ``backend`` are the chosen
     hardware. ``calibration`` is a list of input tuples. ``estimator`` and ``legality`` answer
     :meth:`estimate` and :meth:`legal`. ``progress(done, total, what)`` reports long work.
+    ``measurements`` collects what passes measured, as rows by pass name, for reports.
     """
 
     resources: ResourceStore | None = None
@@ -50,6 +51,7 @@ class PassContext:
     estimator: Estimator | None = None
     legality: Legality | None = None
     warnings: list[Any] = field(default_factory=list)
+    measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def rewriter(self, module: Module, rule: str = "") -> Rewriter:
         """A Rewriter that writes to this context's journal."""

@@ -121,11 +121,12 @@ def _check_needs(item: Pass, module: Module, context: PassContext) -> None:
             f"pass {item.name} needs phase {item.requires_phase!r}, the module is {module.phase!r}",
             help="run the passes that lead there first; `imcc passes` lists them",
         )
-    if "weights" in item.needs:
+    needs = item.requires()
+    if "weights" in needs:
         context.weights()
-    if "calibration" in item.needs:
+    if "calibration" in needs:
         context.calibration_batches()
-    if "target" in item.needs and context.target is None:
+    if "target" in needs and context.target is None:
         raise error(
             codes.PASS_REQUIRES,
             f"pass {item.name} needs a target",

@@ -1,0 +1,1 @@
+"""Weight quantisation: grids, calibration streams over blocks, initialisation and rounding."""

@@ -1,0 +1,324 @@
+"""Quantising a function block by block, one block's activations at a time.
+
+For each block: its float outputs are the target; its weights get a grid (``init``) and codes
+(``rounding``); the quantised block, as the interpreter runs it, makes the next block's input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.ir.dialects import core, quant
+from imcc.ir.module import Function, Resource
+from imcc.ir.ops import Value
+from imcc.ir.rewriting import Rewriter
+from imcc.ir.semantics.resources import tensor_sha256
+from imcc.passes.infrastructure import PassContext
+from imcc.passes.quantization.blocks import Block, Layer, constant_weight, split_blocks
+from imcc.passes.quantization.checkpoint import BlockCheckpoint, Solution
+from imcc.passes.quantization.gptq import gptq_codes
+from imcc.passes.quantization.grid import Coded, Grid, WeightFormat
+from imcc.passes.quantization.moments import InputMoments, measure
+from imcc.passes.quantization.plan import Rule, annotate
+from imcc.passes.quantization.reconstruction import (
+    SOFT_SHARES,
+    BlockLoss,
+    Clipping,
+    Recipe,
+    Rounding,
+    fit,
+    round_progressively,
+)
+from imcc.passes.quantization.scaling import Fold, clipped_grid, fold_scales, replace_constants
+from imcc.passes.quantization.streams import ActivationStore, Streams
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the pass's options ask for; :class:`imcc.passes.quantize_weights.QuantizeWeights`."""
+
+    form: WeightFormat
+    init: str = "rtn"
+    rounding: str = "nearest"
+    rules: tuple[Rule, ...] = ()
+    blocks: str = "auto"
+    rounds: int = 20
+    iterations: int = 250
+    batch: int = 4
+    learning_rate: float = 1e-3
+    tune_scale: bool = True
+    progressive: bool = True
+    storage: str = "memory"
+    activation_dtype: str = "f32"
+    checkpoint: str | None = None
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether calibration data is needed."""
+        return self.init != "rtn" or self.rounding != "nearest"
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Soft shares of the rounds: the 20 published ones, or as many of them, evenly picked."""
+        if not self.progressive:
+            return ()
+        last = len(SOFT_SHARES) - 1
+        if self.rounds == 1:
+            return (SOFT_SHARES[last],)
+        return tuple(
+            SOFT_SHARES[round(index * last / (self.rounds - 1))] for index in range(self.rounds)
+        )
+
+
+def quantise_function(
+    function: Function, method: Method, context: PassContext, rewriter: Rewriter
+) -> None:
+    """Quantise every constant weight of ``function`` that the plan does not skip."""
+    blocks = split_blocks(function, method.blocks)
+    formats = annotate(blocks, method.form, method.rules)
+    writer = _Writer(rewriter, context)
+    if not method.uses_data:
+        store = context.weights()
+        for block in blocks:
+            for layer in block.layers:
+                if layer in formats:
+                    weight = store.get(_constant(layer).value)
+                    grid = Grid.fit(formats[layer], weight)
+                    writer.write(layer, Coded(grid.codes(weight), grid))
+        return
+    with ExitStack() as stack:
+        folder = None
+        if method.storage == "disk":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imcc-")))
+        dtype = torch.bfloat16 if method.activation_dtype == "bf16" else torch.float32
+        streams = Streams(
+            function, context.calibration_batches(), method.batch, ActivationStore(folder, dtype)
+        )
+        checkpoint = None
+        if method.checkpoint is not None:
+            checkpoint = BlockCheckpoint(
+                Path(method.checkpoint), _identity(function, method, context)
+            )
+        for index, block in enumerate(blocks):
+            _quantise_block(
+                block, index, len(blocks), formats, method, streams, context, writer, checkpoint
+            )
+            streams.retire(blocks[index + 1 :])
+
+
+def _quantise_block(
+    block: Block,
+    index: int,
+    total: int,
+    formats: Mapping[Layer, WeightFormat],
+    method: Method,
+    streams: Streams,
+    context: PassContext,
+    writer: _Writer,
+    checkpoint: BlockCheckpoint | None,
+) -> None:
+    store = context.weights()
+    start = time.perf_counter()
+    targets: list[dict[Value, Tensor]] = []
+    with torch.no_grad():
+        for chunk in streams.chunks:
+            made = block.run(streams.float_inputs(chunk, block), store, chunk.symbols)
+            streams.put_float(chunk, made)
+            targets.append(made)
+    mine = {layer: formats[layer] for layer in block.layers if layer in formats}
+    row: dict[str, Any] = {"block": block.name, "layers": len(mine)}
+    if mine:
+        found = checkpoint.read(index, block, mine) if checkpoint is not None else None
+        if found is None:
+            loss = _loss(block, streams, context, targets)
+            found = _solve(block, index, total, mine, method, streams, context, writer, loss, row)
+            if checkpoint is not None:
+                checkpoint.write(index, block, found)
+        else:
+            replace_constants(found.folds, store, writer.rewriter)
+            row["from_checkpoint"] = True
+        for layer, coded in found.coded.items():
+            writer.write(layer, coded)
+    if mine or streams.differ(block):
+        errors: list[float] = []
+        with torch.no_grad():
+            for chunk, target in zip(streams.chunks, targets, strict=True):
+                made = block.run(streams.quantised_inputs(chunk, block), store, chunk.symbols)
+                streams.put_quantised(chunk, made)
+                errors.extend(_relative(made[value], target[value]) for value in target)
+        row["output_error"] = math.fsum(errors) / len(errors) if errors else 0.0
+    if mine:
+        row["seconds"] = time.perf_counter() - start
+        context.measurements.setdefault("quantize-weights", []).append(row)
+
+
+def _solve(
+    block: Block,
+    index: int,
+    total: int,
+    formats: dict[Layer, WeightFormat],
+    method: Method,
+    streams: Streams,
+    context: PassContext,
+    writer: _Writer,
+    loss: BlockLoss,
+    row: dict[str, Any],
+) -> Solution:
+    store = context.weights()
+    seed = context.seed * 1_000_003 + index * 1009
+    moments: dict[Layer, InputMoments] = {}
+    folds: list[Fold] = []
+    if method.init == "awq" or method.rounding == "gptq":
+        moments = measure(block, streams, store)
+    if method.init == "awq":
+        folds, row["scale_exponents"] = fold_scales(block, formats, moments, store, writer.rewriter)
+    weights = {layer: store.get(_constant(layer).value) for layer in formats}
+    steps = method.rounds if method.progressive else 1
+
+    def report(done: int, value: float) -> None:
+        context.progress(index, total, f"{block.name}: step {done + 1}, loss {value:.4g}")
+
+    grids: dict[Layer, Grid] = {}
+    if method.init == "learned-clipping":
+        clipped = {layer.weight: Clipping(weights[layer], form) for layer, form in formats.items()}
+        recipe = Recipe(method.iterations * steps, CLIPPING_RATE, seed)
+        fit(clipped, loss, recipe, report)
+        grids = {layer: clipped[layer.weight].finish() for layer in formats}
+    for layer, form in formats.items():
+        if method.init == "awq":
+            grids[layer] = clipped_grid(layer, form, weights[layer], moments[layer])
+        elif method.init == "rtn":
+            grids[layer] = Grid.fit(form, weights[layer])
+    nearest = {layer.weight: grids[layer].nearest(weights[layer]) for layer in formats}
+    row["loss_nearest"] = loss.mean(nearest)
+    if method.rounding == "nearest":
+        coded = {
+            layer: Coded(grids[layer].codes(weights[layer]), grids[layer]) for layer in formats
+        }
+        return Solution(coded, folds)
+    if method.rounding == "gptq":
+        coded = {
+            layer: Coded(gptq_codes(layer, weights[layer], grid, moments[layer]), grid)
+            for layer, grid in grids.items()
+        }
+        row["loss"] = loss.mean(_reals(coded))
+        return Solution(coded, folds)
+    soft = {
+        layer.weight: Rounding(weights[layer], grids[layer], method.tune_scale) for layer in formats
+    }
+    recipe = Recipe(method.iterations, method.learning_rate, seed)
+    round_progressively(soft, loss, recipe, method.shares, report)
+    coded = {layer: Coded(*soft[layer.weight].finish()) for layer in formats}
+    row["loss"] = loss.mean(_reals(coded))
+    return Solution(coded, folds)
+
+
+def _reals(coded: Mapping[Layer, Coded]) -> dict[Value, Tensor]:
+    return {
+        layer.weight: held.grid.real(held.codes, torch.Size(_sizes(layer)))
+        for layer, held in coded.items()
+    }
+
+
+def _sizes(layer: Layer) -> list[int]:
+    return [int(str(size)) for size in core.tensor(layer.weight).shape]
+
+
+CLIPPING_RATE = 5e-3
+"""Learning rate of learned clipping (OmniQuant, section 4.1)."""
+
+
+def _loss(
+    block: Block, streams: Streams, context: PassContext, targets: list[dict[Value, Tensor]]
+) -> BlockLoss:
+    kept = [
+        {value: held for value, held in made.items() if held.is_floating_point()}
+        for made in targets
+    ]
+    energy = math.fsum(float(t.square().sum()) for made in kept for t in made.values())
+    if not math.isfinite(energy):
+        raise error(
+            codes.BAD_DATA,
+            f"block {block.name!r} gives values that are not finite on the calibration data",
+            help="check the calibration data and the model in float",
+        )
+    return BlockLoss(block, streams, context.weights(), kept, (energy or 1.0) / len(kept))
+
+
+def _relative(made: Tensor, target: Tensor) -> float:
+    energy = float(target.double().square().sum())
+    return float((made.double() - target.double()).square().sum()) / (energy or 1.0)
+
+
+def _identity(function: Function, method: Method, context: PassContext) -> str:
+    """What a checkpoint depends on: options, seed, weights and calibration data."""
+    options = replace(method, checkpoint=None, storage="")
+    digest = hashlib.sha256(f"{options} {context.seed}".encode())
+    for op in function.ops:
+        if isinstance(op, core.Constant):
+            digest.update(tensor_sha256(context.weights().get(op.value)).encode())
+    for batch in context.calibration_batches():
+        for item in batch:
+            digest.update(tensor_sha256(item).encode())
+    return digest.hexdigest()
+
+
+class _Writer:
+    """Puts codes into the module: constants and a ``quant.dequantize`` in front of the layer."""
+
+    def __init__(self, rewriter: Rewriter, context: PassContext) -> None:
+        self.rewriter, self.store = rewriter, context.weights()
+        self.done: dict[tuple[str, WeightFormat], quant.Dequantize] = {}
+
+    def write(self, layer: Layer, coded: Coded) -> None:
+        """Read the layer's weight from its codes; one copy for all layers of a weight."""
+        source, form = _constant(layer), coded.grid.format
+        key = (str(source.value), form)
+        if key not in self.done:
+            weight = self.store.get(source.value)
+            zero = None if form.symmetric else coded.grid.stored(coded.grid.zero_point).int()
+            held = self.store.put(
+                f"{source.value}.codes",
+                form.unrows(coded.codes, weight.shape),
+                form.element,
+            )
+            scale = coded.grid.stored(coded.grid.scale).to(weight.dtype)
+            constants = [
+                self._constant(layer, resource)
+                for resource in (
+                    held,
+                    self.store.put(f"{source.value}.scale", scale),
+                    None if zero is None else self.store.put(f"{source.value}.zero_point", zero),
+                )
+            ]
+            self.done[key] = self.rewriter.insert_before(
+                layer,
+                quant.Dequantize(x=constants[0], scale=constants[1], zero_point=constants[2]),
+            )
+        self.rewriter.set_operand(layer, "weight", self.done[key].y)
+
+    def _constant(self, layer: Layer, resource: Resource | None) -> Any:
+        if resource is None:
+            return None
+        self.rewriter.add_resource(resource)
+        return self.rewriter.insert_before(layer, core.Constant.of(resource.name, resource.type)).y
+
+
+def _constant(layer: Layer) -> core.Constant:
+    found = constant_weight(layer)
+    if found is None:
+        raise TypeError(f"{layer.name} has no constant weight")
+    return found

@@ -1,0 +1,253 @@
+"""Block reconstruction: variables of the weights of a block, fitted to the block's float outputs.
+
+Two uses of one loop. :class:`Rounding` is TesseraQ (arXiv 2410.19103): progressive adaptive
+rounding with dequantisation-scale tuning. :class:`Clipping` learns the range of each group
+(OmniQuant, arXiv 2308.13137, eq. 2), rounding with a straight-through gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.ir.ops import Value
+from imcc.ir.semantics.quant import round_straight_through
+from imcc.ir.semantics.resources import ResourceStore
+from imcc.passes.quantization.blocks import Block
+from imcc.passes.quantization.grid import Grid, WeightFormat
+from imcc.passes.quantization.streams import Chunk, Streams
+
+STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
+"""Bounds of the stretched sigmoid (Louizos et al., ICLR 2018), so that 0 and 1 are reached."""
+
+SOFT_SHARES = (
+    0.8, 0.65, 0.5, 0.43, 0.38, 0.34, 0.3, 0.27, 0.24, 0.21,
+    0.18, 0.15, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02, 0.01, 0.005,
+)  # fmt: skip
+"""Share of the rounding variables that stay soft in each of 20 rounds (TesseraQ's released
+configurations)."""
+
+SCALE_DECAY = 1e-4
+"""Weight decay on the scale variables (TesseraQ's released code; none on the rounding's)."""
+
+
+class Variables(Protocol):
+    """What is fitted for one weight."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Tensors that the optimiser changes, with their weight decay as ``.decay`` if any."""
+
+    def weight(self) -> Tensor:
+        """The weight that the block computes with, differentiable in the parameters."""
+
+
+def stretched_sigmoid(x: Tensor) -> Tensor:
+    """``h(x) = clamp(sigmoid(x) * (high - low) + low, 0, 1)``."""
+    return (torch.sigmoid(x) * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW).clamp(0, 1)
+
+
+def inverse_stretched_sigmoid(y: Tensor) -> Tensor:
+    """The x with ``h(x) = y`` for y in [0, 1]."""
+    return -torch.log((STRETCH_HIGH - STRETCH_LOW) / (y - STRETCH_LOW) - 1)
+
+
+class Rounding:
+    """``q = clamp(floor(w / s) + h(nu) + z)``, ``w' = (q - z) * s * 2 h(v)``.
+
+    ``nu`` starts where the soft weight equals the weight, ``v`` at 0 (factor 1). A variable that
+    is hardened becomes plus or minus infinity: h is then 0 or 1, without gradient. The factor of
+    the scale lies in 0 ... 2.
+    """
+
+    def __init__(self, weight: Tensor, grid: Grid, tune_scale: bool) -> None:
+        self.shape = weight.shape
+        self.grid = grid
+        scaled = grid.format.rows(weight) / grid.scale
+        self.floor = torch.floor(scaled)
+        self.choice = inverse_stretched_sigmoid(scaled - self.floor).requires_grad_()
+        self.factor = torch.zeros_like(grid.scale).requires_grad_(tune_scale)
+        self.low = grid.format.element.minimum - grid.zero_point
+        self.high = grid.format.element.maximum - grid.zero_point
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The rounding choices, and the factors of the scales if they are tuned."""
+        yield self.choice
+        if self.factor.requires_grad:
+            yield self.factor
+
+    def weight(self) -> Tensor:
+        """The soft weight."""
+        centred = self.floor + stretched_sigmoid(self.choice)
+        centred = torch.minimum(torch.maximum(centred, self.low), self.high)
+        made = centred * (self.grid.scale * self.scale_factor())
+        return self.grid.format.unrows(made, self.shape)
+
+    def scale_factor(self) -> Tensor:
+        """``2 h(v)``."""
+        return 2 * stretched_sigmoid(self.factor)
+
+    def harden(self, soft_share: float) -> None:
+        """Round the choices that are furthest from undecided, all but ``soft_share`` of them."""
+        with torch.no_grad():
+            score = (stretched_sigmoid(self.choice) - 0.5).abs()
+            keep = int(soft_share * score.numel())
+            if keep == 0:
+                undecided = torch.zeros_like(score, dtype=torch.bool)
+            else:
+                threshold = score.flatten().kthvalue(keep).values
+                undecided = (score <= threshold) & (score < 0.5)
+            hard = torch.where(self.choice >= 0, torch.inf, -torch.inf)
+            self.choice.copy_(torch.where(undecided, self.choice, hard))
+
+    def finish(self) -> tuple[Tensor, Grid]:
+        """Codes and the grid that gives them their meaning, every choice rounded."""
+        self.harden(0.0)
+        with torch.no_grad():
+            centred = self.floor + stretched_sigmoid(self.choice)
+            made = self.grid.clamp(centred + self.grid.zero_point)
+            return made, self.grid.scaled(self.scale_factor())
+
+
+class Clipping:
+    """A grid over ``[sigmoid(b) min(w), sigmoid(g) max(w)]`` of each group, rounded to nearest.
+
+    Both start at 4 (0.982 of the range), as in OmniQuant's released code.
+    """
+
+    def __init__(self, weight: Tensor, form: WeightFormat) -> None:
+        self.given, self.format = weight, form
+        rows = form.rows(weight)
+        self.low = rows.amin(-1, keepdim=True).clamp(max=0)
+        self.high = rows.amax(-1, keepdim=True).clamp(min=0)
+        self.upper = torch.full_like(self.high, 4.0).requires_grad_()
+        self.lower = torch.full_like(self.low, 4.0).requires_grad_()
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Logits of the upper and the lower bound."""
+        yield self.upper
+        yield self.lower
+
+    def grid(self) -> Grid:
+        """The grid over the present range."""
+        low = self.low * torch.sigmoid(self.lower)
+        high = self.high * torch.sigmoid(self.upper)
+        return Grid.of_range(self.format, low, high)
+
+    def weight(self) -> Tensor:
+        """The weight on the present grid, straight-through in the rounding."""
+        grid = self.grid()
+        zero = grid.zero_point.detach()
+        scaled = round_straight_through(self.format.rows(self.given) / grid.scale)
+        return grid.real(grid.clamp(scaled + zero), self.given.shape)
+
+    def finish(self) -> Grid:
+        """The grid that was learned."""
+        with torch.no_grad():
+            return self.grid()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Length and rate of an optimisation: ``iterations`` steps of Adam over one chunk each."""
+
+    iterations: int
+    learning_rate: float
+    seed: int
+
+
+class BlockLoss:
+    """Squared error of a block's outputs, as a share of their energy, on one chunk."""
+
+    def __init__(
+        self,
+        block: Block,
+        streams: Streams,
+        store: ResourceStore,
+        targets: list[dict[Value, Tensor]],
+        energy: float,
+    ) -> None:
+        self.block, self.streams, self.store = block, streams, store
+        self.targets, self.energy = targets, energy
+
+    def __call__(self, index: int, weights: Mapping[Value, Tensor]) -> Tensor:
+        """``sum |y' - y|^2 / mean over chunks of sum |y|^2`` for the weights given."""
+        chunk: Chunk = self.streams.chunks[index]
+        inputs = self.streams.quantised_inputs(chunk, self.block)
+        made = self.block.run(inputs, self.store, chunk.symbols, weights=weights)
+        total = torch.zeros(())
+        for value, target in self.targets[index].items():
+            total = total + (made[value] - target).square().sum()
+        return total / self.energy
+
+    def mean(self, weights: Mapping[Value, Tensor]) -> float:
+        """The loss over all chunks."""
+        with torch.no_grad():
+            losses = [float(self(index, weights)) for index in range(len(self.targets))]
+        return math.fsum(losses) / len(losses)
+
+
+def fit(
+    variables: Mapping[Value, Rounding] | Mapping[Value, Clipping],
+    loss: BlockLoss,
+    recipe: Recipe,
+    step_done: Callable[[int, float], None],
+) -> None:
+    """Minimise the block's loss with a fresh Adam, chunks in an order drawn from the seed.
+
+    Raises :class:`DiagnosticError` that names the block if the loss stops being finite.
+    """
+    groups = []
+    for item in variables.values():
+        for index, parameter in enumerate(item.parameters()):
+            decay = SCALE_DECAY if isinstance(item, Rounding) and index == 1 else 0.0
+            groups.append({"params": [parameter], "weight_decay": decay})
+    optimiser = torch.optim.Adam(groups, lr=recipe.learning_rate)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order: list[int] = []
+    for step in range(recipe.iterations):
+        if not order:
+            order = torch.randperm(len(loss.targets), generator=generator).tolist()
+        made = loss(order.pop(), {value: item.weight() for value, item in variables.items()})
+        value = float(made.detach())
+        if not math.isfinite(value):
+            raise error(
+                codes.NUMERIC,
+                f"the reconstruction loss of block {loss.block.name!r} is {value} at step {step}",
+                help="lower learning_rate, give more bits to this block in a plan, or check the "
+                "calibration data for extreme values",
+            )
+        optimiser.zero_grad()
+        made.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        step_done(step, value)
+
+
+def round_progressively(
+    variables: Mapping[Value, Rounding],
+    loss: BlockLoss,
+    recipe: Recipe,
+    shares: tuple[float, ...],
+    step_done: Callable[[int, float], None],
+) -> None:
+    """Progressive adaptive rounding: before each round, harden all but a share; then fit the rest.
+
+    Without shares there is one round in which everything stays soft. What is soft at the end is
+    rounded by :meth:`Rounding.finish`.
+    """
+    for number, share in enumerate(shares or (1.0,)):
+        if shares:
+            for item in variables.values():
+                item.harden(share)
+        part = Recipe(recipe.iterations, recipe.learning_rate, recipe.seed + number)
+        fit(variables, loss, part, _later(step_done, number * recipe.iterations))
+
+
+def _later(step_done: Callable[[int, float], None], before: int) -> Callable[[int, float], None]:
+    return lambda step, value: step_done(before + step, value)
