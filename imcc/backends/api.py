@@ -1,7 +1,12 @@
 """What a backend is: a family of hardware with its targets, rules and default pipeline.
 
-A backend is a module registered in the entry-point group ``imcc.backends`` that defines
-``BACKEND``, an instance of a :class:`Backend` subclass. Listing backends imports none of them.
+A backend is a package registered in the entry-point group ``imcc.backends`` that defines
+``BACKEND``, an instance of a :class:`Backend` subclass. It may hold a package ``targets`` with TOML
+files, a package ``passes`` with a file for each pass, and a module ``dialect``, all of which are
+found through that one line. Its ``__init__`` imports neither torch nor numpy.
+
+Packages that teach an installed backend an op of theirs register the module with the rules in the
+entry-point group ``imcc.rules``, under the backend's name or ``<backend>.<anything>``.
 """
 
 from __future__ import annotations
@@ -12,17 +17,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from imcc.ir import codes
-from imcc.ir.cost import OpCost
+from imcc.ir.cost import CostRecord, OpCost
 from imcc.ir.diagnostics import DiagnosticError, error, nearest
 from imcc.ir.ops import Op
+from imcc.ir.plugins import load_plugin, plugin_points
 from imcc.ir.rules import COST, LEGAL
 
 if TYPE_CHECKING:
-    from imcc.ir.cost import CostRecord, Placement
+    from imcc.ir.cost import Placement
     from imcc.ir.module import Module
 
 Activity = Literal["assumed", "profiled", "measured"]
@@ -50,14 +56,18 @@ class Target:
 
 
 class Backend(ABC):
-    """A family of hardware. ``deploy_functions`` names entry points that ready it for inference.
+    """A family of hardware.
 
-    A caller runs the deploy functions once for each set of trials and hands their states to
-    ``inference``.
+    ``deploy_functions`` names entry points that ready it for inference: a caller runs them once
+    for each set of trials and hands their states to ``inference``. ``rule_modules`` are the modules
+    that register the backend's rules (legality, lowering, cost; evaluation rules belong to the
+    dialect's ``SEMANTICS``). ``last_phase`` is the phase that the default pipeline ends in.
     """
 
     name: ClassVar[str]
     deploy_functions: ClassVar[tuple[str, ...]] = ()
+    rule_modules: ClassVar[tuple[str, ...]] = ()
+    last_phase: ClassVar[str] = "scheduled"
 
     @abstractmethod
     def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
@@ -70,8 +80,12 @@ class Backend(ABC):
     def pipeline(self, target: Target) -> str:
         """The default passes, as text, from phase ``captured`` to the last phase."""
 
-    def load_rules(self) -> None:  # noqa: B027 -- a backend may have none
-        """Import the rules (legality, lowering, evaluation, cost) of this backend."""
+    def load_rules(self) -> None:
+        """Import ``rule_modules``, then the rules that other packages register for this backend.
+
+        Raises ``PLUGIN`` if those of another package do not load.
+        """
+        _load_rules(self.name, self.rule_modules)
 
     def legal(self, op: Op, target: Target) -> str | None:
         """Why the target cannot run ``op``, or None. No rule means that it cannot."""
@@ -116,9 +130,18 @@ class Backend(ABC):
         return [item.name for item in list_targets() if item.backend == self.name]
 
 
+@lru_cache(maxsize=64)
+def _load_rules(backend: str, own: tuple[str, ...]) -> None:
+    for name in own:
+        importlib.import_module(name)
+    for point in plugin_points("imcc.rules"):
+        if point.name.split(".", 1)[0] == backend:
+            load_plugin(point, "module of rules")
+
+
 @lru_cache(maxsize=1)
 def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="imcc.backends")}
+    return {point.name: point for point in plugin_points("imcc.backends")}
 
 
 def backend_names() -> list[str]:

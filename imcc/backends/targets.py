@@ -1,20 +1,19 @@
 """Target files: finding them, changing single keys, validating, and writing canonical TOML.
 
 A target is a TOML file with a top-level ``backend``; the rest is the backend's to validate. Presets
-lie in packages registered in the entry-point group ``imcc.targets``, one file for each target.
+lie in the ``targets`` package of a backend and in packages registered in the entry-point group
+``imcc.targets``, one file for each target.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +27,7 @@ from imcc.ir.diagnostics import (
     nearest,
     text_window,
 )
+from imcc.ir.plugins import plugin_packages
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -51,14 +51,9 @@ class TargetFile:
 @lru_cache(maxsize=1)
 def _presets() -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for point in entry_points(group="imcc.targets"):
-        try:
-            spec = importlib.util.find_spec(point.value)
-        except ImportError:
-            spec = None
-        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-            for path in sorted(Path(place).glob("*.toml")):
-                found.setdefault(path.stem, path)
+    for _, folder in plugin_packages("imcc.targets", "targets"):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
     return found
 
 

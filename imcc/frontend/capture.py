@@ -22,9 +22,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from imcc.frontend.aten import HINTS, RULES
 from imcc.frontend.convert import Const, Converter
 from imcc.frontend.places import place_of_exception
+from imcc.frontend.rules import HINTS, all_rules
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error
 from imcc.ir.dialects import core
@@ -265,7 +265,7 @@ def _batch_symbols(program: ExportedProgram) -> frozenset[str]:
 def _convert(program: ExportedProgram, name: str) -> tuple[Module, ResourceStore, dict[int, Any]]:
     module, function, resources = Module(_symbol(name)), Function("inference"), ResourceStore()
     module.add_function(function)
-    converter = Converter(module, function, resources, RULES, _batch_symbols(program), HINTS)
+    converter = Converter(module, function, resources, all_rules(), _batch_symbols(program), HINTS)
     constants = _constants(program)
     user_inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:

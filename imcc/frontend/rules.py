@@ -1,4 +1,7 @@
-"""The table of rules for aten ops, filled by the ``aten`` modules, and hints for what is missing.
+"""The table of rules for torch ops, filled by the ``aten`` modules, and hints for what is missing.
+
+Other packages add rules for custom ops of theirs (``torch.library.custom_op``) in modules that they
+register in the entry-point group ``imcc.frontend``; they are imported at the first capture.
 
 A rule gets the :class:`~imcc.frontend.convert.Converter` and the arguments by the names of the
 op's schema (``self`` and ``input`` are called ``x``), defaults filled in. Tensors are IR values or
@@ -7,7 +10,9 @@ op's schema (``self`` and ``input`` are called ``x``), defaults filled in. Tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -15,12 +20,13 @@ import torch
 from imcc.frontend.convert import Const, Converter, Rule
 from imcc.ir.dialects.core import tensor
 from imcc.ir.ops import Value
+from imcc.ir.plugins import load_plugin, plugin_points
 from imcc.ir.semantics.resources import ELEMENT_OF
 
 Argument: TypeAlias = Value | Const
 
 RULES: dict[str, Rule] = {}
-"""Rules by target name, such as ``aten.conv2d`` or ``aten.add.Tensor``."""
+"""Rules by target name, such as ``aten.conv2d``, ``aten.add.Tensor`` or ``mine.softplus``."""
 
 HINTS: dict[str, str] = {
     "log_softmax": "leave it out of the model: the largest output stays the largest",
@@ -46,15 +52,29 @@ HINTS: dict[str, str] = {
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
-def aten_rule(*targets: str) -> Callable[[AnyRule], AnyRule]:
-    """Decorator: the function is the rule of these aten ops, named without ``aten.``."""
+def torch_rule(*targets: str) -> Callable[[AnyRule], AnyRule]:
+    """Decorator: the function is the rule of these torch ops, named with their library."""
 
     def add(rule: AnyRule) -> AnyRule:
         for target in targets:
-            RULES[f"aten.{target}"] = rule
+            RULES[target] = rule
         return rule
 
     return add
+
+
+def aten_rule(*targets: str) -> Callable[[AnyRule], AnyRule]:
+    """Decorator: the function is the rule of these aten ops, named without ``aten.``."""
+    return torch_rule(*(f"aten.{target}" for target in targets))
+
+
+@lru_cache(maxsize=1)
+def all_rules() -> Mapping[str, Rule]:
+    """``RULES`` with those of other packages; raises ``PLUGIN`` if one does not load."""
+    importlib.import_module("imcc.frontend.aten")
+    for point in plugin_points("imcc.frontend"):
+        load_plugin(point, "module of capture rules")
+    return RULES
 
 
 def check_same_dtype(c: Converter, x: Value, dtype: torch.dtype | None) -> None:

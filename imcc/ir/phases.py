@@ -20,28 +20,31 @@ from imcc.ir.module import PHASES, Module
 from imcc.ir.ops import Op
 from imcc.ir.registry import load_dialect
 
-NEUTRAL_DIALECTS: frozenset[str] = frozenset({"core", "nn", "quant", "snn", "learn"})
-
 PhaseRule = Callable[[Op, str], "str | None"]
 """``rule(op, phase)``: why the op may not stand in this phase as it is, or None."""
 
 _RULES: dict[str, PhaseRule] = {}
-_NEUTRAL: set[str] = set(NEUTRAL_DIALECTS)
 
 
-def phase_rule(dialect: str, *, neutral: bool = False) -> Callable[[PhaseRule], PhaseRule]:
-    """Decorator: register the phase rule of a dialect.
-
-    ``neutral`` marks a plugin's dialect of target-neutral ops, which may stand in every phase.
-    """
+def phase_rule(dialect: str) -> Callable[[PhaseRule], PhaseRule]:
+    """Decorator: register the phase rule of a dialect."""
 
     def add(rule: PhaseRule) -> PhaseRule:
         _RULES[dialect] = rule
-        if neutral:
-            _NEUTRAL.add(dialect)
         return rule
 
     return add
+
+
+def is_neutral(dialect: str) -> bool:
+    """Whether the ops of a dialect stand for no hardware and may appear in every phase.
+
+    Dialects in ``imcc.ir.dialects`` do; another package's dialect says so by ``NEUTRAL = True``.
+    """
+    module = load_dialect(dialect)
+    if module is None:
+        return False
+    return module.__name__.startswith("imcc.ir.dialects.") or getattr(module, "NEUTRAL", False)
 
 
 def at_least(phase: str, reference: str) -> bool:
@@ -52,8 +55,7 @@ def at_least(phase: str, reference: str) -> bool:
 def refuse(op: Op, phase: str) -> str | None:
     """Why ``op`` may not stand in ``phase``, or None."""
     dialect = op.name.split(".", 1)[0]
-    load_dialect(dialect)
-    if dialect not in _NEUTRAL and not at_least(phase, "mapped"):
+    if not at_least(phase, "mapped") and not is_neutral(dialect):
         return f"ops of {dialect!r} appear with the phase 'mapped', this module is {phase!r}"
     rule = _RULES.get(dialect)
     return rule(op, phase) if rule is not None else None

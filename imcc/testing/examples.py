@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from imcc.ir.module import FORMAT_VERSION, Module
 from imcc.ir.ops import Op
-from imcc.ir.phases import NEUTRAL_DIALECTS
+from imcc.ir.phases import is_neutral
 from imcc.ir.text import parse_module
 
 
@@ -17,8 +17,7 @@ def example_text(op: type[Op]) -> str:
     if not found:
         raise ValueError(f"{op.name} has no example of the form `arguments => op line`")
     line = line.strip()
-    neutral = op.name.split(".")[0] in NEUTRAL_DIALECTS
-    phase = "captured" if neutral else "mapped"
+    phase = "captured" if is_neutral(op.name.split(".")[0]) else "mapped"
     body, resources = [f"    {line}"], []
     names, types, single = "", "()", False
     if not op.terminator:

@@ -45,7 +45,10 @@ def test_missing_file():
         ("device.on_off_ratio=1.0", ["key device.on_off_ratio", "greater than 1"]),
         ("device.write_noise.sigma_fraction=nan", ["key device.write_noise.sigma_fraction"]),
         ("device.read_noise.model=gausian_read", ["device.read_noise.model", "gaussian_read"]),
-        ("device.read_noise.model=gaussian_write", ["no model of read noise"]),
+        (
+            "device.read_noise.model=gaussian_write",
+            ["key device.read_noise.model", "a model of read noise"],
+        ),
         ("components.adc.energy_pj=1.0", ["components.adc", "exclude each other"]),
         ("backend=nothing", ["unknown backend 'nothing'"]),
         ("adc.bits.more=3", ["adc.bits is a value, not a table"]),

@@ -7,7 +7,6 @@ place and schedule, ``simulate`` computes what the hardware computes, ``cost`` c
 from __future__ import annotations
 
 import copy
-import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from imcc.backends.api import Activity, Backend, Target
@@ -23,6 +22,11 @@ class CrossbarBackend(Backend):
 
     name: ClassVar[str] = "crossbar"
     deploy_functions: ClassVar[tuple[str, ...]] = ("deploy",)
+    rule_modules: ClassVar[tuple[str, ...]] = (
+        "imcc.backends.crossbar.legality",
+        "imcc.backends.crossbar.lowering",
+        "imcc.backends.crossbar.cost",
+    )
 
     def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
         """Validate by :class:`imcc.backends.crossbar.target.TargetKeys`."""
@@ -37,16 +41,10 @@ class CrossbarBackend(Backend):
             "integer-arithmetic, dead-code, map-crossbars, calibrate-adc, place, schedule"
         )
 
-    def load_rules(self) -> None:
-        """Legality, lowering, cost; the simulator's rules load with the dialect's semantics."""
-        for part in ("legality", "lowering", "cost"):
-            importlib.import_module(f"imcc.backends.crossbar.{part}")
-
     def cost(
         self, module: Module, function: str, target: Target, activity: Activity = "assumed"
     ) -> CostRecord:
         """Cost of one call of an entry point of a scheduled module, B = 1."""
-        self.load_rules()
         from imcc.backends.crossbar.record import cost_record
 
         return cost_record(module, function, target, activity)

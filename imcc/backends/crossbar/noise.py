@@ -3,7 +3,8 @@
 Conductances are fractions of the largest one, ``g_max``. A model says what a cell becomes
 (:meth:`NoiseModel.sample`, from standard normals) and its mean and variance
 (:meth:`NoiseModel.moments`), which lets the simulator refer the noise of a column of cells to the
-column's output. Other packages add models in the entry-point group ``imcc.noise_models``.
+column's output. Other packages add models in the entry-point group ``imcc.noise_models``; the keys
+that a model takes from a target file are the fields of its ``Keys``.
 """
 
 from __future__ import annotations
@@ -12,27 +13,40 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import error, nearest
+from imcc.ir.plugins import load_plugin, plugin_points
 
 _SQRT2 = math.sqrt(2.0)
 
 
-class NoiseModel(ABC):
-    """Noise of a cell. ``kind`` says when it is drawn: at each write or at each read."""
+class NoiseKeys(BaseModel):
+    """The table of a noise model in a target file; models with parameters extend it."""
 
-    kind: ClassVar[str]
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str = Field(description="a noise model, or none")
+
+
+class NoiseModel(ABC):
+    """Noise of a cell. ``kind`` says when it is drawn: at each write, at each read, or any of them.
+
+    ``Keys`` declares what the model takes from the target file, with range and description.
+    """
+
+    kind: ClassVar[Literal["write", "read", "any"]]
+    Keys: ClassVar[type[NoiseKeys]] = NoiseKeys
 
     @classmethod
     @abstractmethod
-    def create(cls, parameters: dict[str, Any], g_range: float) -> NoiseModel:
-        """Build from the target's table; ``g_range = 1 - g_min / g_max``."""
+    def create(cls, keys: Any, g_range: float) -> NoiseModel:
+        """Build from the target's table, a ``Keys``; ``g_range = 1 - g_min / g_max``."""
 
     @property
     @abstractmethod
@@ -58,14 +72,21 @@ class NoiseModel(ABC):
         return 1.0
 
 
+class NoNoiseKeys(NoiseKeys):
+    """Parameters of the model that ``none`` replaces are left aside."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 @dataclass(frozen=True)
 class NoNoise(NoiseModel):
     """``g' = g``."""
 
-    kind: ClassVar[str] = "any"
+    kind: ClassVar[Literal["write", "read", "any"]] = "any"
+    Keys: ClassVar[type[NoiseKeys]] = NoNoiseKeys
 
     @classmethod
-    def create(cls, parameters: dict[str, Any], g_range: float) -> NoNoise:
+    def create(cls, keys: NoiseKeys, g_range: float) -> NoNoise:
         """No parameters."""
         return cls()
 
@@ -88,6 +109,19 @@ class NoNoise(NoiseModel):
         return 0.0
 
 
+class GaussianWriteKeys(NoiseKeys):
+    """Error of a cell after writing."""
+
+    model: str = Field(default="gaussian_write", description="a write-noise model, or none")
+    sigma_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max - g_min"
+    )
+    verify: bool = Field(default=False, description="rewrite a cell until it is within tolerance")
+    tolerance_fraction: float = Field(
+        default=0.02, gt=0, le=1, description="accepted error as a fraction of g_max - g_min"
+    )
+
+
 @dataclass(frozen=True)
 class GaussianWrite(NoiseModel):
     """``g' = max(0, g + s e)``, ``s = sigma_fraction * (g_max - g_min)``, e a standard normal.
@@ -101,18 +135,19 @@ class GaussianWrite(NoiseModel):
     ``sigma`` is s, in units of g_max; ``bound`` is a (infinite without verify).
     """
 
-    kind: ClassVar[str] = "write"
+    kind: ClassVar[Literal["write", "read", "any"]] = "write"
+    Keys: ClassVar[type[NoiseKeys]] = GaussianWriteKeys
 
     sigma: float
     bound: float = math.inf
 
     @classmethod
-    def create(cls, parameters: dict[str, Any], g_range: float) -> GaussianWrite:
+    def create(cls, keys: GaussianWriteKeys, g_range: float) -> GaussianWrite:
         """From ``sigma_fraction``, ``verify`` and ``tolerance_fraction``."""
-        sigma = float(parameters["sigma_fraction"])
+        sigma = keys.sigma_fraction
         bound = math.inf
-        if parameters.get("verify") and sigma > 0:
-            bound = float(parameters["tolerance_fraction"]) / sigma
+        if keys.verify and sigma > 0:
+            bound = keys.tolerance_fraction / sigma
         return cls(sigma * g_range, bound)
 
     @property
@@ -155,6 +190,15 @@ class GaussianWrite(NoiseModel):
         return (g + self.sigma * normal).clamp_min(0.0)
 
 
+class GaussianReadKeys(NoiseKeys):
+    """Fluctuation of a cell at each read."""
+
+    model: str = Field(default="gaussian_read", description="a read-noise model, or none")
+    sigma_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max"
+    )
+
+
 @dataclass(frozen=True)
 class GaussianRead(NoiseModel):
     """``g' = g + sigma e``, ``sigma = sigma_fraction`` in units of g_max, fresh at every read.
@@ -166,14 +210,15 @@ class GaussianRead(NoiseModel):
     ("NormalIndependentDevice" read noise).
     """
 
-    kind: ClassVar[str] = "read"
+    kind: ClassVar[Literal["write", "read", "any"]] = "read"
+    Keys: ClassVar[type[NoiseKeys]] = GaussianReadKeys
 
     sigma: float
 
     @classmethod
-    def create(cls, parameters: dict[str, Any], g_range: float) -> GaussianRead:
+    def create(cls, keys: GaussianReadKeys, g_range: float) -> GaussianRead:
         """From ``sigma_fraction``."""
-        return cls(float(parameters["sigma_fraction"]))
+        return cls(keys.sigma_fraction)
 
     @property
     def silent(self) -> bool:
@@ -205,7 +250,7 @@ def _density(z: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _points() -> dict[str, Any]:
-    return {point.name: point for point in entry_points(group="imcc.noise_models")}
+    return {point.name: point for point in plugin_points("imcc.noise_models")}
 
 
 def find_noise_model(name: str) -> type[NoiseModel]:
@@ -216,16 +261,9 @@ def find_noise_model(name: str) -> type[NoiseModel]:
             codes.BAD_TARGET,
             f"unknown noise model {name!r}",
             suggestions=nearest(name, _points()),
-            help=f"installed models: {', '.join(sorted(_points()))}",
+            help=f"installed models: {', '.join(noise_model_names())}",
         )
-    try:
-        made = point.load()
-    except Exception as wrong:
-        raise error(
-            codes.PLUGIN,
-            f"noise model {name!r} ({point.value}) does not load: {wrong}",
-            help="repair or uninstall the package that registers it",
-        ) from wrong
+    made = load_plugin(point, "noise model")
     if not (isinstance(made, type) and issubclass(made, NoiseModel)):
         raise error(codes.PLUGIN, f"{point.value} is not a NoiseModel")
     return made

@@ -7,15 +7,26 @@ rules of this backend get.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from imcc.backends.api import Target
 from imcc.backends.crossbar.noise import (
+    NoiseKeys,
     NoiseModel,
-    NoNoise,
+    NoNoiseKeys,
     find_noise_model,
     noise_model_names,
 )
@@ -62,35 +73,13 @@ class Adc(_Keys):
     columns_per_adc: int = Field(ge=1, description="columns that take turns at one converter")
 
 
-class WriteNoise(_Keys):
-    """Error of a cell after writing."""
-
-    model: str = Field(default="gaussian_write", description="a write-noise model, or none")
-    sigma_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max - g_min"
-    )
-    verify: bool = Field(default=False, description="rewrite a cell until it is within tolerance")
-    tolerance_fraction: float = Field(
-        default=0.02, gt=0, le=1, description="accepted error as a fraction of g_max - g_min"
-    )
-
-
-class ReadNoise(_Keys):
-    """Fluctuation of a cell at each read."""
-
-    model: str = Field(default="gaussian_read", description="a read-noise model, or none")
-    sigma_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="standard deviation as a fraction of g_max"
-    )
-
-
 class Device(_Keys):
     """One memory cell."""
 
     g_max_us: float = Field(gt=0, description="conductance of the highest level, in microsiemens")
     on_off_ratio: float = Field(gt=1, description="g_max / g_min")
-    write_noise: WriteNoise = Field(default=WriteNoise(), description="noise of writing")
-    read_noise: ReadNoise = Field(default=ReadNoise(), description="noise of reading")
+    write_noise: NoiseKeys = Field(description="noise of writing; its model says which keys")
+    read_noise: NoiseKeys = Field(description="noise of reading; its model says which keys")
 
 
 class Hierarchy(_Keys):
@@ -210,17 +199,48 @@ class TargetKeys(_Keys):
         columns, share = self.array.columns, self.adc.columns_per_adc
         if share > columns or columns % share:
             raise ValueError(f"adc.columns_per_adc ({share}) must divide array.columns ({columns})")
-        for kind, name in (
-            ("write", self.device.write_noise.model),
-            ("read", self.device.read_noise.model),
-        ):
-            if name not in noise_model_names():
-                raise ValueError(
-                    f"device.{kind}_noise.model must be one of {', '.join(noise_model_names())}"
-                )
-            if find_noise_model(name).kind not in (kind, "any"):
-                raise ValueError(f"device.{kind}_noise.model: {name!r} is no model of {kind} noise")
         return self
+
+
+@lru_cache(maxsize=64)
+def _keys_with(write: str, read: str) -> type[TargetKeys]:
+    """:class:`TargetKeys` whose noise tables have the keys of these models."""
+    tables: dict[str, Any] = {}
+    for kind, name in (("write", write), ("read", read)):
+        base = find_noise_model(name).Keys if name in noise_model_names() else NoNoiseKeys
+        held = base.model_fields["model"]
+        default = {} if held.is_required() else {"default": held.default}
+        choice: Any = (
+            Annotated[str, AfterValidator(partial(_noise_model, kind))],
+            Field(description=held.description, **default),
+        )
+        table: Any = create_model(base.__name__, __base__=base, __doc__=base.__doc__, model=choice)
+        described = Device.model_fields[f"{kind}_noise"].description
+        tables[f"{kind}_noise"] = (table, Field(default_factory=table, description=described))
+    device: Any = create_model("Device", __base__=Device, __doc__=Device.__doc__, **tables)
+    described = TargetKeys.model_fields["device"].description
+    return create_model(
+        "TargetKeys",
+        __base__=TargetKeys,
+        __doc__=TargetKeys.__doc__,
+        device=(device, Field(description=described)),
+    )
+
+
+def _noise_model(kind: str, name: str) -> str:
+    if name not in noise_model_names():
+        raise ValueError(f"must be one of {', '.join(noise_model_names())}")
+    if find_noise_model(name).kind not in (kind, "any"):
+        raise ValueError(f"must be a model of {kind} noise")
+    return name
+
+
+def _chosen(data: Mapping[str, Any], kind: str) -> str:
+    """The noise model that target data names; its default where it names none."""
+    name: Any = data
+    for key in ("device", f"{kind}_noise", "model"):
+        name = name.get(key) if isinstance(name, Mapping) else None
+    return name if isinstance(name, str) else f"gaussian_{kind}"
 
 
 @dataclass(frozen=True)
@@ -254,11 +274,8 @@ class CrossbarTarget(Target):
         """The read-noise model; fractions of g_max."""
         return self._noise(self.keys.device.read_noise)
 
-    def _noise(self, table: WriteNoise | ReadNoise) -> NoiseModel:
-        made = find_noise_model(table.model)
-        if made is NoNoise:
-            return NoNoise()
-        return made.create(table.model_dump(), 1 - 1 / self.keys.device.on_off_ratio)
+    def _noise(self, keys: NoiseKeys) -> NoiseModel:
+        return find_noise_model(keys.model).create(keys, 1 - 1 / self.keys.device.on_off_ratio)
 
     def largest_column_sum(self, rows: int) -> float:
         """The largest column sum of ``rows`` cells: every cell and every input digit at its top."""
@@ -315,6 +332,6 @@ def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
     """Validate target data; see :func:`imcc.backends.targets.find_target` for what it raises."""
     from imcc.backends.targets import validate, write_toml
 
-    keys = validate(TargetKeys, data, origin)
+    keys = validate(_keys_with(_chosen(data, "write"), _chosen(data, "read")), data, origin)
     full = keys.model_dump(exclude_none=True)
     return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys)

@@ -1,33 +1,28 @@
-"""Finding passes lazily: the entry-point group ``imcc.passes`` names packages, files name passes.
+"""Finding passes lazily: files name passes.
 
-Listing names imports no pass; only the pass asked for is imported.
+They lie in packages registered in the entry-point group ``imcc.passes`` and in the ``passes``
+package of each backend. Listing names imports no pass; only the pass asked for is imported.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from functools import lru_cache
-from importlib.metadata import entry_points
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import error, nearest
+from imcc.ir.diagnostics import DiagnosticError, error, nearest
+from imcc.ir.plugins import broken_plugin, plugin_packages
 from imcc.passes.infrastructure.base import Pass
 
 
 @lru_cache(maxsize=1)
 def _modules() -> dict[str, str]:
     found: dict[str, str] = {}
-    for point in entry_points(group="imcc.passes"):
-        try:
-            spec = importlib.util.find_spec(point.value)
-        except ImportError:
-            spec = None
-        places = list(spec.submodule_search_locations or ()) if spec is not None else []
-        for info in pkgutil.iter_modules(places):
+    for name, folder in plugin_packages("imcc.passes", "passes"):
+        for info in pkgutil.iter_modules([str(folder)]):
             if not info.ispkg and not info.name.startswith("_"):
-                found.setdefault(info.name.replace("_", "-"), f"{point.value}.{info.name}")
+                found.setdefault(info.name.replace("_", "-"), f"{name}.{info.name}")
     return found
 
 
@@ -48,12 +43,10 @@ def find_pass(name: str) -> type[Pass]:
         )
     try:
         module = importlib.import_module(where)
+    except DiagnosticError:
+        raise
     except Exception as wrong:
-        raise error(
-            codes.PLUGIN,
-            f"pass {name!r} ({where}) does not load: {wrong}",
-            help="repair or uninstall the package that registers it",
-        ) from wrong
+        raise broken_plugin(f"pass {name!r} ({where})", wrong) from wrong
     for item in vars(module).values():
         if isinstance(item, type) and issubclass(item, Pass) and item.name == name:
             return item

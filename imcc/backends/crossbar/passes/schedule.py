@@ -31,7 +31,6 @@ class Schedule(Pass):
         from imcc.backends.crossbar.passes_support import crossbar_target
 
         target = crossbar_target(self.name, context)
-        BACKEND.load_rules()
         rewriter = context.rewriter(module, self.name)
         for function in module.functions.values():
             now = 0.0
