@@ -179,12 +179,35 @@ def run_command(
 
 @cli.command("report")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--by",
+    type=click.Choice(["layer", "component", "tile", "pass", "op"]),
+    help="One table of all layers, components, tiles, passes or ops.",
+)
+@click.option("--why", metavar="NAME.energy_pj", help="Follow a number down to its sources.")
+@click.option("--entry", default="inference", show_default=True, help="Entry point for --by.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), help="Write the schedule as a Perfetto trace."
+)
+@click.option("--force", is_flag=True, help="Replace an existing trace file.")
 @_json_option
-def report_command(artifact: Path, as_json: bool) -> None:
-    """Show the report of a compiled artifact."""
-    from imcc.driver import load
+def report_command(
+    artifact: Path,
+    by: str | None,
+    why: str | None,
+    entry: str,
+    trace: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show the report of a compiled artifact.
 
-    _show_report(load(artifact).report(), as_json)
+    --why takes a layer, a scope, a component, or nothing for the total, and a quantity:
+    stem.3.energy_pj, block.latency_ns, adc.area_um2, energy_pj, @deploy.latency_ns.
+    """
+    from imcc.cli.view import report
+
+    report(artifact, by, why, entry, trace, force, as_json)
 
 
 @cli.command("opt")

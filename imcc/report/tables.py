@@ -14,12 +14,28 @@ def quantity(value: float | None, unit: str) -> str:
     scales = {
         "pJ": [(1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ"), (1.0, "pJ"), (1e-3, "fJ")],
         "ns": [(1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"), (1e-3, "ps")],
-        "um2": [(1e6, "mm2"), (1.0, "um2")],
+        "um2": [(1.0, "um2")],
     }
+    if unit == "um2" and abs(value) >= 1e4:
+        return f"{value / 1e6:.4g} mm2"
     for factor, name in scales[unit]:
         if abs(value) >= factor:
             return f"{value / factor:.4g} {name}"
     return f"{value:.4g} {unit}"
+
+
+def exact(value: float) -> str:
+    """A count or a quantity in full, thousands apart: 262,144."""
+    if abs(value) < 1.0:
+        return f"{value:.6g}"
+    return f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def console_of(file: IO[str]) -> Any:
+    """A console that prints names as they are: a loaded report is not trusted with markup."""
+    from rich.console import Console
+
+    return Console(file=file, highlight=False, markup=False, width=None if file.isatty() else 100)
 
 
 def plain(text: str) -> str:
@@ -29,11 +45,7 @@ def plain(text: str) -> str:
 
 def print_report(report: dict[str, Any], file: IO[str]) -> None:
     """Print all tables of a report to ``file``."""
-    from rich.console import Console
-
-    # Without markup: names in a report may hold brackets, and a loaded report is not trusted.
-    width = None if file.isatty() else 100
-    console = Console(file=file, highlight=False, markup=False, width=width)
+    console = console_of(file)
     target = report["targets"][0]
     model = report["model"]["name"]
     console.print(
@@ -49,7 +61,13 @@ def print_report(report: dict[str, Any], file: IO[str]) -> None:
     _components(console, report)
 
 
-def _table(title: str, *columns: str) -> Any:
+def share(part: float | None, total: float | None) -> float | None:
+    """``part / total``, or None where one of them is not known or the total is 0."""
+    return part / total if part is not None and total else None
+
+
+def table_of(title: str, *columns: str) -> Any:
+    """An empty table in the style of all reports: the first column left, the others right."""
     from rich import box
     from rich.table import Table
 
@@ -72,7 +90,7 @@ def _accuracy(console: Any, accuracy: dict[str, Any] | None) -> None:
     if accuracy is None:
         return
     title = f"Metric on {accuracy['samples']} samples"
-    table = _table(title, "", "value", "95 % interval", "trials")
+    table = table_of(title, "", "value", "95 % interval", "trials")
     table.add_row("float", _percent(accuracy["float"]), "-", "-")
     table.add_row("compiled, no noise", _percent(accuracy["noise_free"]), "-", "-")
     noisy = accuracy["noisy"]
@@ -94,7 +112,7 @@ def _accuracy(console: Any, accuracy: dict[str, Any] | None) -> None:
 
 
 def _totals(console: Any, report: dict[str, Any]) -> None:
-    table = _table("Cost of one call (B = 1)", "entry point", "energy", "latency", "area")
+    table = table_of("Cost of one call (B = 1)", "entry point", "energy", "latency", "area")
     for name, point in report["entry_points"].items():
         unknown = point["unknown"]
         mark = f" + {len(unknown)} unknown" if unknown else ""
@@ -114,7 +132,7 @@ def _layers(console: Any, report: dict[str, Any]) -> None:
     layers = report["entry_points"]["inference"]["layers"]
     costly = sorted(layers, key=lambda layer: -(layer["energy_pj"] or 0.0))[:COSTLIEST]
     total = report["energy_pj"] or 1.0
-    table = _table("Costliest layers", "layer", "energy", "share", "busy", "area")
+    table = table_of("Costliest layers", "layer", "energy", "share", "busy", "area")
     for layer in costly:
         energy = layer["energy_pj"]
         share = f"{100 * energy / total:.1f} %" if energy is not None else "-"
@@ -136,7 +154,7 @@ def _components(console: Any, report: dict[str, Any]) -> None:
     if not components:
         return
     total = report["energy_pj"] or 1.0
-    table = _table("Components", "component", "energy", "share", "area")
+    table = table_of("Components", "component", "energy", "share", "area")
     order = sorted(components.items(), key=lambda item: -(item[1].get("energy_pj") or 0.0))
     for name, data in order:
         energy = data.get("energy_pj")

@@ -32,29 +32,60 @@ class _Target(_Part):
 
 class _Layer(_Part):
     name: str
+    ops: list[str] = []
     energy_pj: float | None
     busy_ns: float
+    start_ns: float = 0.0
+    end_ns: float = 0.0
     area_um2: float
+    events: dict[str, float] = {}
+    energy_by_component_pj: dict[str, float] = {}
+    resources: dict[str, int] = {}
+    instances: dict[str, int] = {}
+    unknown: str | None = None
+
+
+class _Figure(_Part):
+    value: float
+    unit: str
+    node_nm: float | None = None
+    source: str
+    note: str = ""
 
 
 class _Component(_Part):
     energy_pj: float | None = None
+    leakage_pj: float | None = None
     area_um2: float | None = None
+    instances: int | None = None
+    events: dict[str, float] = {}
+    figures: dict[str, _Figure] = {}
+
+
+class _Pass(_Part):
+    pass_: str = Field(alias="pass")
+    seconds: float
+    changes: int
 
 
 class _EntryPoint(_Part):
     energy_pj: float
     latency_ns: float
     area_um2: float
+    leakage_pj: float = 0.0
     layers: list[_Layer]
     components: dict[str, _Component]
     unknown: list[str]
+    activity: str = ""
+    provenance: dict[str, Any] = {}
 
 
 class _Statistics(_Part):
     mean: float
+    std: float | None = None
     ci95: list[float] | None = Field(min_length=2, max_length=2)
     trials: int
+    per_trial: list[float] = []
 
 
 class _Level(_Statistics):
@@ -75,6 +106,7 @@ class _Report(_Part):
     model: _Model
     targets: list[_Target] = Field(min_length=1)
     seed: int
+    passes: list[_Pass] = []
     energy_pj: float
     resources: dict[str, int]
     entry_points: dict[str, _EntryPoint]

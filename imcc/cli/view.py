@@ -1,0 +1,108 @@
+"""``imcc report`` and ``imcc view``: an artifact as tables, as a trace file, as a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imcc.driver import CompiledModel, load
+from imcc.ir import codes
+from imcc.ir.diagnostics import error, nearest
+
+
+def report(
+    artifact: Path,
+    by: str | None,
+    why: str | None,
+    entry: str,
+    trace: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Print the report, one cut through it, or where a number comes from; or write the trace."""
+    if by is not None and why is not None:
+        raise click.UsageError("give either --by or --why")
+    if trace is not None:
+        check_new_file(trace, force)
+    made = load(artifact)
+    if entry not in made.report_data["entry_points"]:
+        raise error(
+            codes.USAGE,
+            f"no entry point {entry!r}",
+            suggestions=nearest(entry, made.report_data["entry_points"]),
+            help=f"entry points: {', '.join(made.report_data['entry_points'])}",
+        )
+    if trace is not None:
+        from imcc.report.trace import trace_text
+
+        write_file(trace, trace_text(made))
+        click.echo(f"wrote {trace}; open it with https://ui.perfetto.dev", err=True)
+    if why is not None:
+        from imcc.report.why import print_why
+        from imcc.report.why import why as explain
+
+        reason = explain(made, why)
+        if as_json:
+            _print_json(reason.to_json())
+        else:
+            print_why(reason, sys.stdout)
+    elif by is not None:
+        _print_cut(made, by, entry, as_json)
+    elif as_json:
+        _print_json(made.report())
+    elif trace is None:
+        from imcc.report.tables import print_report
+
+        print_report(made.report(), sys.stdout)
+
+
+def _print_cut(made: CompiledModel, by: str, entry: str, as_json: bool) -> None:
+    from imcc.report.by import CUTS, print_rows
+
+    rows = CUTS[by](made, entry)
+    if as_json:
+        _print_json(rows)
+    else:
+        where = "" if by == "pass" else f" of @{entry}"
+        print_rows(f"By {by}{where}", rows, sys.stdout)
+
+
+def check_new_file(path: Path, force: bool) -> None:
+    """Refuse early to replace a file; raises ``OUTPUT``."""
+    if path.is_dir():
+        raise error(codes.OUTPUT, f"{path} is a folder", help="name a file")
+    if path.exists() and not force:
+        raise error(codes.OUTPUT, f"{path} exists already", help="pass --force to replace it")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it; raises ``OUTPUT`` if that fails."""
+    beside = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # A temporary file is private; what was asked for is as public as its folder allows.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(beside, 0o666 & ~mask)
+        os.replace(beside, path)
+    except OSError as wrong:
+        if beside:
+            Path(beside).unlink(missing_ok=True)
+        raise error(
+            codes.OUTPUT,
+            f"cannot write {path}: {wrong.strerror or wrong}",
+            help="choose a place that you may write",
+        ) from None
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2))
