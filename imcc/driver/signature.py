@@ -27,19 +27,27 @@ _LEAF = "*"
 class Signature:
     """Structure of a model's arguments and outputs around the flat tensors of ``@inference``.
 
-    ``constants`` are output leaves that are not tensors, by position. ``names`` are the parameters
-    of ``forward`` that the inputs fill, in order; empty where ``forward`` gathers ``*inputs``.
+    ``constants`` are output leaves that are not tensors, by position; ``fixed`` are such leaves of
+    the inputs, whose values the program was compiled for. ``names`` are the parameters of
+    ``forward`` that the inputs fill, in order; empty where ``forward`` gathers ``*inputs``.
     """
 
     inputs: pytree.TreeSpec
     outputs: pytree.TreeSpec
     constants: Mapping[int, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    fixed: Mapping[int, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, captured: Captured, names: tuple[str, ...] = ()) -> Signature:
         """The signature that capture found."""
-        return cls(captured.input_spec, captured.output_spec, captured.constant_outputs, names)
+        return cls(
+            captured.input_spec,
+            captured.output_spec,
+            captured.constant_outputs,
+            names,
+            captured.constant_inputs,
+        )
 
     def bind(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
         """Arguments by position; raises ``BAD_INPUT`` for unknown, doubled or missing names."""
@@ -86,14 +94,23 @@ class Signature:
                 else f"arguments have the structure {spec}, compiled was {self.inputs}",
                 help="pass the inputs as example_inputs() has them",
             )
-        for leaf in leaves:
-            if not isinstance(leaf, Tensor):
+        for index, leaf in enumerate(leaves):
+            if index in self.fixed:
+                if isinstance(leaf, Tensor) or leaf != self.fixed[index]:
+                    shown = "a tensor" if isinstance(leaf, Tensor) else repr(leaf)
+                    raise error(
+                        codes.BAD_INPUT,
+                        f"input {index} is {shown}, the program was compiled for "
+                        f"{self.fixed[index]!r}",
+                        help="compile once for each value, or make it a tensor",
+                    )
+            elif not isinstance(leaf, Tensor):
                 raise error(
                     codes.BAD_INPUT,
                     f"inputs are tensors, found {type(leaf).__name__}",
                     help="convert arrays with torch.as_tensor(array)",
                 )
-        return leaves
+        return [leaf for index, leaf in enumerate(leaves) if index not in self.fixed]
 
     def rebuild(self, outputs: Sequence[Tensor]) -> Any:
         """What the model returns, from the program's outputs."""
@@ -111,13 +128,15 @@ class Signature:
             _encode(pytree.tree_unflatten([None] * spec.num_leaves, spec))
             for spec in (self.inputs, self.outputs)
         ]
-        if None in shown or not all(isinstance(item, Scalar) for item in self.constants.values()):
+        plain = (*self.constants.values(), *self.fixed.values())
+        if None in shown or not all(isinstance(item, Scalar) for item in plain):
             return None
         return {
             "inputs": shown[0],
             "outputs": shown[1],
             "constants": {str(key): value for key, value in self.constants.items()},
             "names": list(self.names),
+            "fixed": {str(key): value for key, value in self.fixed.items()},
         }
 
     @classmethod
@@ -135,20 +154,22 @@ class Signature:
             return cls(pytree.tree_structure(tuple(range(taken))), pytree.tree_structure(flat))
         try:
             constants = {int(key): value for key, value in dict(data["constants"]).items()}
+            fixed = {int(key): value for key, value in dict(data.get("fixed", {})).items()}
             names = tuple(data["names"])
             inputs = pytree.tree_structure(_decode(data["inputs"]))
             outputs = pytree.tree_structure(_decode(data["outputs"]))
-        except (KeyError, TypeError, ValueError, RecursionError) as wrong:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as wrong:
             raise _broken(f"{type(wrong).__name__}: {wrong}") from None
-        plain = all(isinstance(item, Scalar) for item in constants.values())
+        plain = all(isinstance(v, Scalar) for v in (*constants.values(), *fixed.values()))
         if not plain or not all(isinstance(name, str) for name in names):
             raise _broken("constants or names are not plain values")
         # A constant leaf of a tuple of arguments would be no input; outputs may have them.
-        fits = inputs.type is tuple and inputs.num_leaves == taken
+        fits = inputs.type is tuple and inputs.num_leaves == taken + len(fixed)
         places = set(constants) <= set(range(outputs.num_leaves))
+        places = places and set(fixed) <= set(range(inputs.num_leaves))
         if not fits or not places or outputs.num_leaves != given + len(constants):
             raise _broken("it does not fit @inference")
-        return cls(inputs, outputs, constants, names)
+        return cls(inputs, outputs, constants, names, fixed)
 
 
 def input_names(model: nn.Module, count: int) -> tuple[str, ...]:

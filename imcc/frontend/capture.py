@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from imcc.frontend.convert import Const, Converter
-from imcc.frontend.places import place_of_exception
+from imcc.frontend.eager import (
+    check_inputs,
+    check_model,
+    first_line,
+    left_as_it_was,
+    place_of_assignment,
+    place_of_fixed_batch,
+    run_eagerly,
+    unwrap,
+)
+from imcc.frontend.places import place_of_exception, place_of_trace
 from imcc.frontend.rules import HINTS, all_rules
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error
@@ -49,8 +58,9 @@ class Captured:
 
     ``module`` has one entry point ``@inference`` whose inputs are the leaves of the example inputs
     and whose results are the tensor leaves of the model's output; ``input_spec`` and
-    ``output_spec`` are their structures (``torch.utils._pytree``). ``constant_outputs`` holds
-    leaves that are not tensors, by position. ``warnings`` says what the user should know.
+    ``output_spec`` are their structures (``torch.utils._pytree``). ``constant_inputs`` and
+    ``constant_outputs`` hold leaves that are not tensors, by position: an input that is a number,
+    a text or None is fixed to its value. ``warnings`` says what the user should know.
     """
 
     module: Module
@@ -59,6 +69,7 @@ class Captured:
     output_spec: pytree.TreeSpec
     warnings: tuple[Diagnostic, ...] = ()
     constant_outputs: dict[int, Any] = field(default_factory=dict)
+    constant_inputs: dict[int, Any] = field(default_factory=dict)
 
 
 def capture(
@@ -75,51 +86,58 @@ def capture(
     example inputs, and ``warnings`` says so. Parameters keep their ``state_dict`` names; tied ones
     are stored once, under the first name. The module's training flags are left as they were.
 
-    Raises :class:`DiagnosticError` for a model that raises on the example inputs (CAPTURE),
-    control flow that depends on data (CAPTURE), unsupported ops, all of them at once
-    (UNSUPPORTED_OP, UNSUPPORTED_FORM), and weights that are not finite (BAD_WEIGHTS).
+    What ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrap is captured
+    itself.
+
+    Raises :class:`DiagnosticError` for a model that raises on the example inputs, keeps state
+    between calls, has recurrent or quantised layers, or control flow that depends on data
+    (CAPTURE), unsupported ops, all of them at once (UNSUPPORTED_OP, UNSUPPORTED_FORM), and weights
+    that are not finite (BAD_WEIGHTS).
     """
+    module = unwrap(module)
     inputs = tuple(example_inputs)
     leaves, input_spec = pytree.tree_flatten(inputs)
-    _check_inputs(leaves)
-    found: list[Diagnostic] = []
-    with _evaluation_mode(module), torch.no_grad():
-        _try_eagerly(module, inputs)
+    check_model(module)
+    check_inputs(leaves)
+    found = _modes(module)
+    with _evaluation_mode(module), left_as_it_was(module), torch.no_grad():
+        run_eagerly(module, inputs, {})
         with _quiet_exporter():
             program = _export(module, inputs, dynamic_batch, found)
             program = program.run_decompositions({})
+    found.extend(_written_inputs(program))
     try:
-        made, resources, constants = _convert(program, name)
+        made, resources, constants = _convert(program, name, module)
     except DiagnosticError as wrong:
         # A batch size that could not be kept open may be what the refusal comes from.
         raise DiagnosticError([*wrong.diagnostics, *found]) from None
     verify(made)
+    fixed = {index: leaf for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
     return Captured(
-        made, resources, input_spec, program.call_spec.out_spec, tuple(found), constants
+        made, resources, input_spec, program.call_spec.out_spec, tuple(found), constants, fixed
     )
 
 
-def _check_inputs(leaves: Sequence[Any]) -> None:
-    if not leaves:
-        raise error(
+def _modes(module: nn.Module) -> list[Diagnostic]:
+    """A note where training mode would compute something else than what is captured."""
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+    active = [
+        name or "the model"
+        for name, item in module.named_modules()
+        if item.training and isinstance(item, kinds)
+    ]
+    if not active:
+        return []
+    return [
+        Diagnostic(
             codes.CAPTURE,
-            "example inputs are empty",
-            help="give one tensor for each argument of forward",
+            f"the model is in training mode; it is captured as after model.eval() ({active[0]}"
+            + (f" and {len(active) - 1} more do" if len(active) > 1 else " does")
+            + " something else there)",
+            severity="note",
+            help="call model.eval() before to be rid of this note",
         )
-    for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, Tensor):
-            raise error(
-                codes.CAPTURE,
-                f"example input {index} is {type(leaf).__name__}, not a tensor",
-                help="fix arguments that are not tensors in the model, for example by "
-                "functools.partial or a wrapping nn.Module",
-            )
-        if leaf.dtype not in ELEMENT_OF:
-            raise error(
-                codes.CAPTURE,
-                f"example input {index} has elements {leaf.dtype}",
-                help="supported are " + ", ".join(map(str, ELEMENT_OF)),
-            )
+    ]
 
 
 @contextlib.contextmanager
@@ -150,37 +168,19 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _try_eagerly(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    # A model that fails by itself should fail with its own words, not with the exporter's. It
-    # gets copies: an in-place first layer would write into the user's tensors.
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            module(*pytree.tree_map(torch.clone, inputs))
-    except Exception as wrong:
-        raise error(
-            codes.CAPTURE,
-            f"the model raises on its example inputs: {type(wrong).__name__}: {_first_line(wrong)}",
-            model=place_of_exception(wrong),
-            help="model()(*example_inputs()) must run; check shapes and dtypes of example_inputs()",
-        ) from wrong
-
-
-def _first_line(wrong: BaseException) -> str:
-    return (str(wrong).strip().splitlines() or [""])[0]
-
-
 # -- export ---------------------------------------------------------------------------------------
 
 
-def _batched(leaf: Tensor, batch: int) -> bool:
-    return leaf.dim() > 0 and leaf.shape[0] == batch
+def _batched(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
 
 
 def _export(
     module: nn.Module, inputs: tuple[Any, ...], dynamic: bool, found: list[Diagnostic]
 ) -> ExportedProgram:
     leaves = pytree.tree_leaves(inputs)
-    batch = leaves[0].shape[0] if leaves[0].dim() else None
+    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    batch = first.shape[0] if first.dim() else None
     failure: Exception | None = None
     if dynamic and batch is not None:
         # The exporter specialises sizes 0 and 1, so a batch of one is traced as two.
@@ -200,14 +200,15 @@ def _export(
         program = torch.export.export(module, inputs, strict=False)
     except Exception as wrong:
         raise _capture_error(wrong) from wrong
-    if failure is not None:
+    if failure is not None and batch is not None:
+        place, reason = place_of_fixed_batch(module, inputs, {}, batch)
         found.append(
             Diagnostic(
                 codes.CAPTURE,
                 f"the model fixes its batch size; it is captured for batches of {batch} only",
                 severity="warning",
-                model=place_of_exception(failure),
-                reason=_first_line(failure)[:300],
+                model=place or place_of_exception(failure),
+                reason=reason or first_line(failure),
                 help="use x.shape[0], -1 or flatten(1) in place of a number for the batch size",
             )
         )
@@ -220,7 +221,6 @@ def _repeat(x: Tensor, size: int) -> Tensor:
 
 def _capture_error(wrong: Exception) -> DiagnosticError:
     text = f"{type(wrong).__name__}: {wrong}"
-    reason, help_line = _first_line(wrong)[:300], ""
     if _CONTROL_FLOW.search(text):
         message = "the model's control flow depends on values of a tensor"
         help_line = (
@@ -229,9 +229,16 @@ def _capture_error(wrong: Exception) -> DiagnosticError:
         )
     else:
         message = f"torch.export cannot capture the model: {type(wrong).__name__}"
-        help_line = "keep forward free of changes to Python state and of calls that leave torch"
+        help_line = (
+            "stay within torch in forward: no .numpy(), no other library's arrays, no changes to "
+            "Python objects outside of it"
+        )
     return error(
-        codes.CAPTURE, message, model=place_of_exception(wrong), reason=reason, help=help_line
+        codes.CAPTURE,
+        message,
+        model=place_of_exception(wrong),
+        reason=first_line(wrong),
+        help=help_line,
     )
 
 
@@ -262,16 +269,25 @@ def _batch_symbols(program: ExportedProgram) -> frozenset[str]:
     return frozenset(str(symbol) for symbol in program.range_constraints)
 
 
-def _convert(program: ExportedProgram, name: str) -> tuple[Module, ResourceStore, dict[int, Any]]:
+def _convert(
+    program: ExportedProgram, name: str, source: nn.Module
+) -> tuple[Module, ResourceStore, dict[int, Any]]:
     module, function, resources = Module(_symbol(name)), Function("inference"), ResourceStore()
     module.add_function(function)
     converter = Converter(module, function, resources, all_rules(), _batch_symbols(program), HINTS)
     constants = _constants(program)
     user_inputs = set(program.graph_signature.user_inputs)
+    fixed = {
+        item.arg.name: item.arg.value
+        for item in program.graph_signature.input_specs
+        if isinstance(item.arg, ConstantArgument)
+    }
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in constants:
                 converter.values[node] = constants[node.name]
+            elif node.name in fixed:
+                converter.values[node] = fixed[node.name]
             elif node.name in user_inputs:
                 meta = node.meta["val"]
                 kind = TensorType(converter.dims(meta), ELEMENT_OF[meta.dtype])
@@ -288,23 +304,47 @@ def _convert(program: ExportedProgram, name: str) -> tuple[Module, ResourceStore
         elif node.op == "get_attr":
             tensor = getattr(program.graph_module, str(node.target))
             converter.values[node] = Const(f"table.{node.target}", tensor)
-    _check_mutations(program, converter)
+    _check_mutations(program, converter, source)
     converter.found.raise_errors()
     return module, resources, _finish(program, converter)
 
 
-def _check_mutations(program: ExportedProgram, converter: Converter) -> None:
-    # An input written in place (a leading ReLU(inplace=True)) is no harm: a program is a function
-    # of its inputs and leaves the caller's tensors alone.
-    for target in program.graph_signature.buffers_to_mutate.values():
+def _check_mutations(program: ExportedProgram, converter: Converter, source: nn.Module) -> None:
+    last = next(node for node in program.graph.nodes if node.op == "output")
+    written = {item.name: item for item in last.args[0] if isinstance(item, torch.fx.Node)}
+    for name, target in program.graph_signature.buffers_to_mutate.items():
+        scope, _, attribute = str(target).rpartition(".")
+        node = written.get(name)
+        place = place_of_assignment(source.get_submodule(scope), attribute)
+        if not place and node is not None:
+            place = place_of_trace(node.meta.get("stack_trace"))
         converter.found.add(
             Diagnostic(
                 codes.CAPTURE,
-                f"forward changes {target!r}",
-                scope=str(target).rpartition(".")[0],
-                reason="the result of a call must not depend on earlier calls",
-                help="do not assign to buffers in evaluation mode",
+                f"forward changes the buffer {target!r}",
+                model=place,
+                scope=scope,
+                reason="a program is a function of its inputs: the result of a call must not "
+                "depend on earlier calls",
+                help="change buffers under `if self.training:` only, or take the state as an input "
+                "and return its new value",
             )
+        )
+
+
+def _written_inputs(program: ExportedProgram) -> Iterator[Diagnostic]:
+    # Such as a leading ReLU(inplace=True). The result is right, what happens to the input differs.
+    last = next(node for node in program.graph.nodes if node.op == "output")
+    written = {item.name: item for item in last.args[0] if isinstance(item, torch.fx.Node)}
+    for name, target in program.graph_signature.user_inputs_to_mutate.items():
+        node = written.get(name)
+        yield Diagnostic(
+            codes.CAPTURE,
+            f"forward writes into its input {target!r}; the compiled program leaves it as it is",
+            severity="warning",
+            model=place_of_trace(node.meta.get("stack_trace")) if node is not None else (),
+            help="write into a copy: x = x * 2 in place of x *= 2, ReLU() in place of "
+            "ReLU(inplace=True)",
         )
 
 

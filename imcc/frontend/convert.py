@@ -336,6 +336,20 @@ class Converter:
             return
         self._reported.add((name, self.loc))
         base = name.split(".")[1] if "." in name else name
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            self.found.add(
+                Diagnostic(
+                    codes.UNSUPPORTED_OP,
+                    f"{name} draws random numbers",
+                    model=self.loc,
+                    scope=self.scope,
+                    reason="the model is captured for inference; the noise of devices comes from "
+                    "the target",
+                    help="write functional.dropout(x, p, training=self.training), and draw under "
+                    "`if self.training:` only",
+                )
+            )
+            return
         known = sorted({item.split(".")[1] for item in self.rules})
         hint = self.hints.get(base, "")
         listed = "the first message lists the supported ops"

@@ -105,6 +105,15 @@ class Function:
             if state is None
         ]
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size where it is not free: axis 0 of the first input; None where it is."""
+        shapes = [value.type.shape for value in self.inputs if isinstance(value.type, TensorType)]
+        if not shapes or any(shape and not isinstance(shape[0], int) for shape in shapes):
+            return None
+        size = shapes[0][0] if shapes[0] else 1
+        return size if isinstance(size, int) else None
+
     def state_argument(self, state: str) -> Value | None:
         """The argument that carries ``state``, if the function takes it."""
         for value, name in zip(self.arguments, self.argument_states, strict=True):

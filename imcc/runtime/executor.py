@@ -15,8 +15,9 @@ from torch import Tensor
 
 from imcc.backends.api import Backend, Target
 from imcc.ir import codes
-from imcc.ir.diagnostics import error
+from imcc.ir.diagnostics import DiagnosticError, error
 from imcc.ir.module import Module
+from imcc.ir.ops import Op
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.ir.semantics.resources import ResourceStore
@@ -57,8 +58,10 @@ class Executor:
         """Outputs of ``@inference``, each ``[R, B, ...]``.
 
         ``inputs`` are tensors whose first axis is the batch B (an input without a batch axis is
-        handed to every chunk whole). ``trials`` are the numbers of the trials to run; sample b has
-        the number ``first_sample + b``. With ``noisy`` false nothing is drawn and one trial runs.
+        handed to every chunk whole). A program of a fixed batch size takes batches of that size,
+        and its trials run one after another. ``trials`` are the numbers of the trials to run;
+        sample b has the number ``first_sample + b``. With ``noisy`` false nothing is drawn and one
+        trial runs.
         """
         batch = self._batch(inputs)
         if not noisy:
@@ -66,9 +69,12 @@ class Executor:
         parts: list[list[list[Tensor]]] = []
         total = len(trials) * batch
         done = 0
-        for group in _runs(tuple(trials), max(1, MAX_FOLDED // max(1, min(batch, 64)))):
+        # Trials fold into the batch, and so does a part of it: not where its size is fixed.
+        fixed = self.module.function("inference").fixed_batch is not None
+        folded = 1 if fixed else max(1, MAX_FOLDED // max(1, min(batch, 64)))
+        for group in _runs(tuple(trials), folded):
             row: list[list[Tensor]] = []
-            for start, stop in _chunks(batch, max(1, MAX_FOLDED // len(group))):
+            for start, stop in _chunks(batch, batch if fixed else max(1, MAX_FOLDED // len(group))):
                 progress(done, total, "run")
                 samples = tuple(range(first_sample + start, first_sample + stop))
                 draws = Draws(seed, group, samples) if noisy else None
@@ -110,12 +116,28 @@ class Executor:
         rows = len(group) * count
         for number, output in enumerate(made.outputs):
             if output.dim() == 0 or output.shape[0] != rows:
-                raise error(
-                    codes.UNSUPPORTED_FORM,
-                    f"output {number} of shape {list(output.shape)} has no batch axis of {rows}",
-                    help="let the model return tensors whose first axis is the batch",
-                )
+                raise self._no_batch(number, output, rows)
         return [output.unflatten(0, (len(group), count)) for output in made.outputs]
+
+    def _no_batch(self, number: int, output: Tensor, rows: int) -> DiagnosticError:
+        function = self.module.function("inference")
+        last = next(op for op in function.ops if op.terminator)
+        made = [
+            value
+            for value, declared in zip(last.operands, function.results, strict=True)
+            if declared.state is None
+        ][number]
+        whole = [v.name for i, v in enumerate(function.inputs) if not self._is_batched(i)]
+        return error(
+            codes.UNSUPPORTED_FORM,
+            f"output {number} of shape {list(output.shape)} has no batch axis of {rows}",
+            model=made.owner.loc if isinstance(made.owner, Op) else (),
+            reason=f"{', '.join('%' + name for name in whole)}: the first axis of these inputs had "
+            "another size in example_inputs than the first input's, so that it is no batch"
+            if whole and len(whole) < len(function.inputs)
+            else "",
+            help="let the model return tensors whose first axis is the batch",
+        )
 
     def _fold(self, given: Tensor, index: int, start: int, stop: int, trials: int) -> Tensor:
         if not self._is_batched(index):
@@ -151,7 +173,7 @@ class Executor:
         if len(sizes) > 1:
             raise error(codes.BAD_INPUT, f"inputs have different batch sizes {sorted(sizes)}")
         if not sizes:
-            return 1
+            return int(inputs[0].shape[0]) if inputs and inputs[0].dim() else 1
         (size,) = sizes
         if size == 0:
             raise error(codes.BAD_INPUT, "the batch is empty")

@@ -135,7 +135,7 @@ module @float phase("captured") {
 @pytest.mark.parametrize(
     ("overrides", "kind", "reason"),
     [
-        ((), "tensor<1x4xq<u8>>", "batch B as its first axis"),
+        ((), "tensor<1x4xq<u8>>, %batched: tensor<Bx4xf32>", "batch B as its first axis"),
         (("dac.bits=2",), "tensor<Bx4xq<s8>>", "dac.bits = 1"),
         (
             ("array.columns=4", "adc.columns_per_adc=2"),

@@ -69,10 +69,12 @@ def _matrix(op: quant.Linear | quant.Conv, target: CrossbarTarget) -> str | None
     x, weight = tensor(op.x), tensor(op.weight)
     if not isinstance(op.weight.owner, core.Constant):
         return "the weight is computed at run time; crossbars hold constant weights only"
-    if not x.shape or not isinstance(x.shape[0], Monomial) or str(x.shape[0]) != "B":
+    fixed = op.parent.fixed_batch if op.parent is not None else None
+    batch = Monomial(1, ("B",)) if fixed is None else fixed
+    if not x.shape or x.shape[0] != batch:
         return (
-            f"the input {x} needs the batch B as its first axis, for trials are folded into it; "
-            "capture the model with a dynamic batch"
+            f"the input {x} needs the batch {batch} as its first axis, for each sample and trial "
+            "draws its own noise"
         )
     if x.quant.signed and target.keys.dac.bits > 1:
         return (
