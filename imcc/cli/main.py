@@ -124,6 +124,67 @@ def compile_command(
         click.echo(f"wrote {output}", err=True)
 
 
+@cli.command("eval")
+@click.argument("model", metavar="MODEL.py[:NAME]")
+@click.option("--target", default="reference", show_default=True, help="A preset or a TOML file.")
+@_set_option
+@click.option("--passes", help="Pipeline in place of the target's own.")
+@click.option("--perplexity", "text", type=click.Path(path_type=Path), help="Text file to score.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json, if the model file has no tokenizer().",
+)
+@click.option(
+    "--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens of a window."
+)
+@click.option("--stride", type=click.IntRange(1), help="Tokens between windows [default: window].")
+@click.option("--windows", "limit", type=click.IntRange(1), help="Score only the first windows.")
+@click.option(
+    "--batch", default=4, show_default=True, type=click.IntRange(1), help="Windows at a time."
+)
+@click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--calibrate-on-example", is_flag=True, help="Use example inputs for calibration.")
+@_json_option
+def eval_command(
+    model: str,
+    target: str,
+    overrides: tuple[str, ...],
+    passes: str | None,
+    text: Path | None,
+    tokenizer: Path | None,
+    window: int,
+    stride: int | None,
+    limit: int | None,
+    batch: int,
+    trials: int,
+    seed: int,
+    calibrate_on_example: bool,
+    as_json: bool,
+) -> None:
+    """Measure a model in float, compiled without noise, and compiled with noise.
+
+    The number is the model file's metric, or with --perplexity FILE that of a language model.
+    """
+    from imcc.cli.evaluating import evaluate_model
+    from imcc.cli.progress import progress
+    from imcc.driver import CompileOptions
+
+    options = CompileOptions(target, overrides, passes, trials, seed, False, calibrate_on_example)
+    with progress() as report_progress:
+        report = evaluate_model(
+            model, options, text, tokenizer, window, stride or window, limit, batch, report_progress
+        )
+    _show_warnings(report)
+    if as_json:
+        _print_json(report)
+    else:
+        from imcc.report.tables import print_accuracy
+
+        print_accuracy(report, sys.stdout)
+
+
 @cli.command("run")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--model", help="Model file with evaluation_data() and metric().")

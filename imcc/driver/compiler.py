@@ -15,6 +15,7 @@ from imcc.driver.compiled import CompiledModel
 from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
 from imcc.driver.evaluation import Evaluated, evaluate_accuracy
 from imcc.driver.signature import Signature, input_names
+from imcc.driver.test_set import MetricTestSet, TestSet
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import ModelFile, load_model_file
 from imcc.ir import codes
@@ -98,8 +99,7 @@ def compile(
         as_inputs(example_inputs),
         options,
         calibration=calibration,
-        evaluation=evaluation,
-        metric=metric,
+        test_set=_test_set(evaluation, metric),
         name=name,
         source=None,
         progress=progress,
@@ -107,22 +107,26 @@ def compile(
 
 
 def compile_file(
-    spec: str, options: CompileOptions, progress: Progress = no_progress
+    spec: str | ModelFile,
+    options: CompileOptions,
+    progress: Progress = no_progress,
+    *,
+    test_set: TestSet | None = None,
 ) -> CompiledModel:
-    """Compile a user's model file, ``path.py`` or ``path.py:name`` of the model function."""
-    held = load_model_file(spec)
+    """Compile a user's model file, ``path.py`` or ``path.py:name`` of the model function.
+
+    ``test_set`` is evaluated in place of the file's ``evaluation_data()``.
+    """
+    held = spec if isinstance(spec, ModelFile) else load_model_file(spec)
     calibration = held.calibration_data() if held.calibration_data is not None else None
-    evaluation = held.evaluation_data() if held.evaluation_data is not None else None
-    metric = held.metric
-    if evaluation is not None and metric is None:
-        metric = held.require("metric", "evaluation")
+    if test_set is None and held.evaluation_data is not None:
+        test_set = _test_set(held.evaluation_data(), held.require("metric", "evaluation"))
     return _compile(
         held.module,
         held.example_inputs,
         options,
         calibration=calibration,
-        evaluation=evaluation,
-        metric=metric,
+        test_set=test_set,
         name=held.path.parent.name if held.path.stem == "model" else held.path.stem,
         source=held,
         progress=progress,
@@ -135,8 +139,7 @@ def _compile(
     options: CompileOptions,
     *,
     calibration: Any,
-    evaluation: Any,
-    metric: Callable[[Any, Any], Any] | None,
+    test_set: TestSet | None,
     name: str,
     source: ModelFile | None,
     progress: Progress,
@@ -183,15 +186,12 @@ def _compile(
         history=recorder.history(),
     )
     accuracy: Evaluated | None = None
-    if evaluation is not None and metric is not None:
-        inputs, wanted = evaluation_set(evaluation)
+    if test_set is not None:
         accuracy = evaluate_accuracy(
             captured,
             made,
             backend,
-            signature.flatten(inputs),
-            wanted,
-            metric,
+            test_set,
             trials=options.trials,
             seed=options.seed,
             sweep=options.sweep,
@@ -226,6 +226,13 @@ def estimate(
     )
     run_pipeline(copy, parse_pipeline(backend.pipeline(target)), inner)
     return backend.cost(copy, function, target, activity)  # type: ignore[arg-type]
+
+
+def _test_set(evaluation: Any, metric: Callable[[Any, Any], Any] | None) -> TestSet | None:
+    if evaluation is None or metric is None:
+        return None
+    inputs, targets = evaluation_set(evaluation)
+    return MetricTestSet(inputs, targets, metric)
 
 
 def _calibration(

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imcc.backends.api import Backend
 from imcc.driver.compiled import CompiledModel
 from imcc.driver.signature import Signature
+from imcc.driver.test_set import Measured, TestSet
 from imcc.frontend.capture import Captured
 from imcc.passes.infrastructure import Progress
 from imcc.runtime.executor import Executor
-from imcc.runtime.trials import TrialStatistics, run_trials
+from imcc.runtime.trials import TrialStatistics
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Metric = Callable[[Any, Any], Any]
 SWEEP_TRIALS = 5
 """Trials of each level of the sweep, if the evaluation has as many."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A metric on the captured model, on the compiled program without noise, and under noise.
+    """A number on the captured model, on the compiled program without noise, and under noise.
 
-    ``metric`` is the name of the function. ``sweep`` maps levels of write noise to statistics over
-    the same trials and seed.
+    ``metric`` is its name. ``sweep`` maps levels of write noise to statistics over the same trials
+    and seed.
     """
 
     metric: str
     samples: int
-    float_value: float
-    noise_free: float
+    in_float: Measured
+    noise_free: Measured
     noisy: TrialStatistics | None
     sweep: tuple[tuple[float, TrialStatistics], ...]
 
@@ -42,8 +38,10 @@ class Evaluated:
         return {
             "metric": self.metric,
             "samples": self.samples,
-            "float": self.float_value,
-            "noise_free": self.noise_free,
+            "float": self.in_float.statistics.mean,
+            "float_ci95": _pair(self.in_float.over_samples),
+            "noise_free": self.noise_free.statistics.mean,
+            "noise_free_ci95": _pair(self.noise_free.over_samples),
             "noisy": self.noisy.to_json() if self.noisy is not None else None,
             "write_noise_sweep": [
                 {"sigma_fraction": level, **statistics.to_json()}
@@ -56,44 +54,36 @@ def evaluate_accuracy(
     captured: Captured,
     made: CompiledModel,
     backend: Backend,
-    inputs: list[Tensor],
-    targets: Any,
-    metric: Metric,
+    test_set: TestSet,
     *,
     trials: int,
     seed: int,
     sweep: bool,
     progress: Progress,
 ) -> Evaluated:
-    """Evaluate on one test set; noisy trials share it, so intervals are over devices alone."""
-    signature = Signature.of(captured)
+    """Evaluate on one test set; noisy trials share it, so their interval is over devices alone."""
 
-    def run(executor: Executor, count: int, noisy: bool) -> TrialStatistics:
-        return run_trials(
-            executor,
-            inputs,
-            targets,
-            metric,
-            trials=count,
-            seed=seed,
-            noisy=noisy,
-            rebuild=signature.rebuild,
-            progress=progress,
+    def run(executor: Executor, signature: Signature, count: int, noisy: bool) -> Measured:
+        return test_set.measure(
+            executor, signature, trials=count, seed=seed, noisy=noisy, progress=progress
         )
 
-    reference = run(Executor(captured.module, captured.resources), 1, False)
-    exact = run(made.executor, 1, False)
+    reference = Executor(captured.module, captured.resources)
+    in_float = run(reference, Signature.of(captured, made.signature.names), 1, False)
+    exact = run(made.executor, made.signature, 1, False)
     noisy: TrialStatistics | None = None
     levels: list[tuple[float, TrialStatistics]] = []
     if trials > 0:
-        noisy = run(made.executor, trials, True)
+        noisy = run(made.executor, made.signature, trials, True).statistics
         for level, target in backend.write_noise_sweep(made.target) if sweep else ():
             count = min(trials, SWEEP_TRIALS)
             if target.sha256 == made.target.sha256:
                 levels.append((level, TrialStatistics(noisy.per_trial[:count])))
                 continue
             executor = Executor(made.module, made.resources, target, backend)
-            levels.append((level, run(executor, count, True)))
-    samples = int(inputs[0].shape[0])
-    name = getattr(metric, "__name__", type(metric).__name__)
-    return Evaluated(name, samples, reference.mean, exact.mean, noisy, tuple(levels))
+            levels.append((level, run(executor, made.signature, count, True).statistics))
+    return Evaluated(test_set.name, test_set.samples, in_float, exact, noisy, tuple(levels))
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return list(interval) if interval is not None else None

@@ -31,6 +31,7 @@ LINES: dict[str, str] = {
     "metric": "def metric(outputs, targets):\n"
     "    return (outputs.argmax(-1) == targets).double().mean().item()",
     "evaluate": "def evaluate(model):\n    return accuracy  # a number",
+    "tokenizer": "def tokenizer():\n    return encode  # a function from text to token ids",
     "training_data": "def training_data():\n    return [(inputs, targets), ...]  # batches",
     "loss": "def loss(outputs, batch):\n"
     "    return torch.nn.functional.cross_entropy(outputs, batch[1])",
@@ -57,6 +58,7 @@ class ModelFile:
     evaluate: Callable[[Any], Any] | None = None
     training_data: Callable[[], Any] | None = None
     loss: Callable[[Any, Any], Any] | None = None
+    tokenizer: Callable[[], Any] | None = None
 
     def require(self, name: str, purpose: str) -> Callable[..., Any]:
         """The function by name; raises MODEL_MISSING, with the lines to write, if it is absent."""

@@ -45,6 +45,19 @@ def plain(text: str) -> str:
 
 def print_report(report: dict[str, Any], file: IO[str]) -> None:
     """Print all tables of a report to ``file``."""
+    console = _headed(report, file)
+    _accuracy(console, report.get("accuracy"))
+    _totals(console, report)
+    _layers(console, report)
+    _components(console, report)
+
+
+def print_accuracy(report: dict[str, Any], file: IO[str]) -> None:
+    """Print what was measured to ``file``."""
+    _accuracy(_headed(report, file), report.get("accuracy"))
+
+
+def _headed(report: dict[str, Any], file: IO[str]) -> Any:
     console = console_of(file)
     target = report["targets"][0]
     model = report["model"]["name"]
@@ -55,10 +68,7 @@ def print_report(report: dict[str, Any], file: IO[str]) -> None:
         ),
         style="bold",
     )
-    _accuracy(console, report.get("accuracy"))
-    _totals(console, report)
-    _layers(console, report)
-    _components(console, report)
+    return console
 
 
 def share(part: float | None, total: float | None) -> float | None:
@@ -89,24 +99,27 @@ def _interval(data: dict[str, Any]) -> str:
 def _accuracy(console: Any, accuracy: dict[str, Any] | None) -> None:
     if accuracy is None:
         return
-    title = f"Metric on {accuracy['samples']} samples"
-    table = table_of(title, "", "value", "95 % interval", "trials")
-    table.add_row("float", _percent(accuracy["float"]), "-", "-")
-    table.add_row("compiled, no noise", _percent(accuracy["noise_free"]), "-", "-")
+    title = f"{accuracy['metric']} on {accuracy['samples']} samples"
+    table = table_of(title, "", "value", "95 % interval", "over")
+    for key, what in (("float", "float"), ("noise_free", "compiled, no noise")):
+        interval = {"ci95": accuracy.get(f"{key}_ci95")}
+        table.add_row(
+            what, _percent(accuracy[key]), _interval(interval), f"{accuracy['samples']} samples"
+        )
     noisy = accuracy["noisy"]
     if noisy is not None:
         table.add_row(
             "compiled, write and read noise",
             _percent(noisy["mean"]),
             _interval(noisy),
-            str(noisy["trials"]),
+            f"{noisy['trials']} trials",
         )
     for level in accuracy["write_noise_sweep"]:
         table.add_row(
             f"  write noise {level['sigma_fraction']:g} of the range",
             _percent(level["mean"]),
             _interval(level),
-            str(level["trials"]),
+            f"{level['trials']} trials",
         )
     console.print(table)
 

@@ -94,8 +94,11 @@ class _Level(_Statistics):
 
 class _Accuracy(_Part):
     samples: int
+    metric: str
     float_: float = Field(alias="float")
+    float_ci95: list[float] | None = Field(min_length=2, max_length=2)
     noise_free: float
+    noise_free_ci95: list[float] | None = Field(min_length=2, max_length=2)
     noisy: _Statistics | None
     write_noise_sweep: list[_Level]
 
