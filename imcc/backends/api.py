@@ -119,6 +119,13 @@ class Backend(ABC):
         """Where the matrices of an entry point lie, or None for hardware without such places."""
         return None
 
+    def idealised(self, module: Module, target: Target) -> Module:
+        """A copy of the module on hardware of unlimited resolution, to judge passes by.
+
+        Where nothing limits resolution, the module itself.
+        """
+        return module
+
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """Levels of write noise worth comparing, each with the target that has it; may be none."""
         return []

@@ -67,6 +67,29 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
 
 
+_PATH = click.Path(path_type=Path)
+
+
+def _pass_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that watch passes at work, the same for every command that runs some."""
+    for option in (
+        click.option("--timing-json", type=_PATH, help="Write the tree of times as JSON."),
+        click.option("--timing-tree", is_flag=True, help="Print times as a tree, on stderr."),
+        click.option("--timing", is_flag=True, help="Print times as a list, on stderr."),
+        click.option(
+            "--print-after-change", is_flag=True, help="Print the IR after each changing pass."
+        ),
+        click.option("--dump-passes", type=_PATH, help="Folder for the IR after each change."),
+        click.option(
+            "--verify-each",
+            is_flag=True,
+            help="After each pass also check text round trip, uses, journal and hashes.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the target."
 )
@@ -75,7 +98,7 @@ _set_option = click.option(
 @cli.command("compile")
 @click.argument("model", metavar="MODEL.py[:NAME]")
 @click.option("--target", default="rram", show_default=True, help="A preset or a TOML file.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder or .zip to write.")
+@click.option("-o", "--output", type=_PATH, help="Folder or .zip to write.")
 @_set_option
 @click.option("--passes", help="Pipeline in place of the target's own.")
 @click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
@@ -186,10 +209,10 @@ def eval_command(
 
 
 @cli.command("run")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=_PATH)
 @click.option("--model", help="Model file with evaluation_data() and metric().")
-@click.option("--data", type=click.Path(path_type=Path), help=".npz or .safetensors with inputs.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=".npz file for the outputs.")
+@click.option("--data", type=_PATH, help=".npz or .safetensors with inputs.")
+@click.option("-o", "--output", type=_PATH, help=".npz file for the outputs.")
 @click.option("--trials", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--noise-off", is_flag=True, help="Draw nothing: devices are ideal.")
@@ -239,7 +262,7 @@ def run_command(
 
 
 @cli.command("report")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=_PATH)
 @click.option(
     "--by",
     type=click.Choice(["layer", "component", "tile", "pass", "op"]),
@@ -248,7 +271,7 @@ def run_command(
 @click.option("--why", metavar="NAME.energy_pj", help="Follow a number down to its sources.")
 @click.option("--entry", default="inference", show_default=True, help="Entry point for --by.")
 @click.option(
-    "--trace", type=click.Path(path_type=Path), help="Write the schedule as a Perfetto trace."
+    "--trace", type=_PATH, help="Write the schedule as a Perfetto trace."
 )
 @click.option("--force", is_flag=True, help="Replace an existing trace file.")
 @_json_option
@@ -272,14 +295,17 @@ def report_command(
 
 
 @cli.command("opt")
-@click.argument("file")
-@click.option("--passes", default="", help="Pipeline to run, e.g. 'canonicalize, dead-code'.")
-@click.option("--weights", type=click.Path(path_type=Path), help="safetensors with the resources.")
+@click.argument("file", metavar="FILE")
+@click.option("--passes", help="Pipeline to run, e.g. 'canonicalize, dead-code'.")
+@click.option("--to", metavar="PHASE", help="Run the target's passes up to the end of a phase.")
+@click.option("--weights", type=_PATH, help="safetensors with the resources.")
 @click.option("--target", help="Target for passes that need one.")
 @_set_option
-@click.option("--seed", default=0, show_default=True)
-@click.option("--print-after-change", is_flag=True, help="Print the IR after each changing pass.")
-@click.option("--timing", is_flag=True, help="Print how long each pass took, on stderr.")
+@click.option("--calibration", type=_PATH, help=".npz or .safetensors with calibration inputs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of what passes draw.")
+@click.option("--bisect", type=_PATH, help="Inputs (.npz): find the pass that broke its promise.")
+@click.option("--reproducer", type=_PATH, help="Folder to write for a pass that fails.")
+@_pass_options
 @click.option(
     "--emit",
     type=click.Choice(("imc", "mlir")),
@@ -288,34 +314,15 @@ def report_command(
     help="Text form of the result: imcc's own, or MLIR's generic form.",
 )
 @_json_option
-def opt_command(
-    file: str,
-    passes: str,
-    weights: Path | None,
-    target: str | None,
-    overrides: tuple[str, ...],
-    seed: int,
-    print_after_change: bool,
-    timing: bool,
-    emit: str,
-    as_json: bool,
-) -> None:
-    """Read IR (a FILE, an artifact, or - for stdin), verify it, run passes, print it."""
-    from imcc.cli.opt import optimise
+def opt_command(file: str, **given: Any) -> None:
+    """Read IR (a FILE, an artifact, or - for stdin), verify it, run passes, print it.
 
-    optimise(
-        _read_module(file),
-        file,
-        passes,
-        weights,
-        target,
-        overrides,
-        seed,
-        print_after_change,
-        timing,
-        emit,
-        as_json,
-    )
+    With --bisect nothing is printed but one line for each pass: what it promises about results and
+    what was measured.
+    """
+    from imcc.cli.opt import OptOptions, optimise
+
+    optimise(_read_module(file), file, OptOptions(**given))
 
 
 @cli.command("passes")
@@ -419,6 +426,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiagnosticError as failed:
         for item in failed.diagnostics:
             click.echo(item.render(), err=True)
+        for note in getattr(failed, "__notes__", ()):
+            click.echo(f"note: {note}", err=True)
         return EXIT_DIAGNOSTICS
     except click.exceptions.NoArgsIsHelpError as wrong:
         click.echo(wrong.format_message(), err=True)
@@ -445,7 +454,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = Diagnostic(
             codes.INTERNAL,
             f"{type(unforeseen).__name__}: {unforeseen}",
-            help="run again as `imcc --traceback ...` and report what it prints",
+            help="\n".join(
+                [
+                    "run again as `imcc --traceback ...` and report what it prints",
+                    *getattr(unforeseen, "__notes__", ()),
+                ]
+            ),
         )
         click.echo(shown.render(), err=True)
         return EXIT_INTERNAL

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from imcc.driver import CompiledModel
 from imcc.driver.data import evaluation_set
 from imcc.frontend.model_file import load_model_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
+from imcc.ir.semantics.tensor_files import read_inputs
 from imcc.passes.infrastructure import Progress
 from imcc.runtime.trials import run_trials
 
@@ -59,7 +58,7 @@ def run_data(
     """Outputs for inputs from a file, written as ``output0``, ``output1``... ``[R, B, ...]``."""
     if output.exists() and not force:
         raise error(codes.OUTPUT, f"{output} exists already", help="pass --force to replace it")
-    inputs = _read_inputs(data, [value.name for value in made.module.function().inputs])
+    inputs = read_inputs(data, [value.name for value in made.module.function().inputs])
     outputs = made.executor.run(
         inputs, trials=range(trials), seed=seed, noisy=noisy, progress=progress
     )
@@ -76,34 +75,3 @@ def run_data(
         "seed": seed,
         "noisy": noisy,
     }
-
-
-def _read_inputs(path: Path, names: list[str]) -> list[Tensor]:
-    """Tensors by the program's input names, or in the file's order where names differ."""
-    if not path.is_file():
-        raise error(codes.BAD_DATA, f"{path} does not exist")
-    if path.suffix not in (".npz", ".safetensors"):
-        raise error(
-            codes.BAD_DATA,
-            f"{path} is neither .npz nor .safetensors",
-            help="write arrays with numpy.savez or tensors with safetensors",
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            held = load_file(str(path))
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                held = {name: torch.from_numpy(file[name]) for name in file.files}
-    except Exception as wrong:
-        raise error(
-            codes.BAD_DATA,
-            f"{path} cannot be read ({type(wrong).__name__}): it is damaged or holds objects",
-            help="give an .npz or .safetensors file with one array for each input",
-        ) from None
-    if set(names) <= set(held):
-        return [held[name] for name in names]
-    if len(held) != len(names):
-        raise error(codes.BAD_DATA, f"{path} holds {sorted(held)}, the program takes {names}")
-    return list(held.values())

@@ -173,7 +173,7 @@ def _compile(
         legality=backend.legal,
     )
     recorder = HistoryRecorder(module)
-    records = run_pipeline(module, passes, context, after=(recorder,))
+    records = run_pipeline(module, passes, context, instruments=(recorder,))
     context.rewriter(module, "driver").set_resource_file(WEIGHTS)
     made = CompiledModel(
         module,

@@ -198,6 +198,13 @@ NUMERIC = code(
     "A loss became NaN or infinite. The message names the block: lower the learning rate, give\n"
     "the block more bits, or look for extreme values in the calibration data.",
 )
+PROMISE = code(
+    "IMC407",
+    "a pass changed results by more than it promises",
+    "Each pass declares what it does to results: nothing, a little within a tolerance, or an\n"
+    "approximation with a metric and a bound. `imcc opt --bisect` ran the module before and after\n"
+    "each pass and found the first one whose results differ by more.",
+)
 
 # 5: targets and hardware
 UNKNOWN_TARGET = code(

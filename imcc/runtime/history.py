@@ -20,7 +20,7 @@ from imcc.ir import codes
 from imcc.ir.diagnostics import Location, error
 from imcc.ir.module import Module
 from imcc.ir.text import print_module
-from imcc.passes.infrastructure import PassRecord
+from imcc.passes.infrastructure import Instrument, Pass, PassContext, PassRecord
 
 HISTORY_VERSION = 1
 EXCERPT_LINES = 4
@@ -126,8 +126,8 @@ def _broken(file: Path, reason: str) -> Exception:
 
 
 @dataclass
-class HistoryRecorder:
-    """An instrument of :func:`imcc.passes.infrastructure.run_pipeline` that keeps a history.
+class HistoryRecorder(Instrument):
+    """Keeps a history of the passes that run.
 
     Made with the module as captured; called after each pass. Printing the module after each pass
     that changed it is all it costs.
@@ -142,7 +142,7 @@ class HistoryRecorder:
         self._places = {place for op in self.module.walk() for place in op.loc}
         self._add("", 0.0, self.module, True, (), ())
 
-    def __call__(self, record: PassRecord, module: Module) -> None:
+    def after(self, item: Pass, record: PassRecord, module: Module, context: PassContext) -> None:
         """Record the stage after a pass."""
         journal = record.journal
         self._places.update(place for change in journal.changes for place in change.loc)

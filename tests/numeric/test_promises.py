@@ -6,14 +6,8 @@ import torch
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import load_model_file
 from imcc.ir.semantics.interpreter import evaluate_function
-from imcc.passes.infrastructure import (
-    Approximate,
-    Exact,
-    PassContext,
-    WithinTolerance,
-    parse_pipeline,
-    run_pipeline,
-)
+from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
+from imcc.runtime.promises import measure
 
 DIGITS = "examples/digits_cnn/model.py"
 PIPELINE = (
@@ -42,19 +36,12 @@ def test_passes_keep_their_promises(digits, bits):
     def outputs():
         with torch.no_grad():
             made = evaluate_function(module.function(), inputs, resources=resources)
-        return made.outputs[0].double()
+        return made.outputs[0]
 
     before = outputs()
     for item in parse_pipeline(PIPELINE.format(bits=bits)):
         run_pipeline(module, (item,), context)
         after = outputs()
-        error, promise = after - before, item.promise()
-        if isinstance(promise, Exact):
-            assert torch.equal(after, before), str(item)
-        elif isinstance(promise, WithinTolerance):
-            assert error.abs().max() <= promise.relative * before.abs().max(), str(item)
-        else:
-            assert isinstance(promise, Approximate) and promise.metric == "relative_rms"
-            measured = float(error.square().mean().sqrt() / before.square().mean().sqrt())
-            assert measured <= promise.bound, f"{item}: {measured:.4f} of {promise.bound}"
+        measured = measure(item.promise(), [before], [after])
+        assert measured.holds, f"{item}: {measured}"
         before = after

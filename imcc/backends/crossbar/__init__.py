@@ -63,6 +63,18 @@ class CrossbarBackend(Backend):
 
         return placement(module, function, target)
 
+    def idealised(self, module: Module, target: Target) -> Module:
+        """Converters as wide as an op can say, with a step of 1: they lose nothing."""
+        from imcc.backends.crossbar.dialect import Mvm
+        from imcc.ir.rewriting import Rewriter
+
+        made = module.clone()
+        rewriter = Rewriter(made)
+        for op in made.walk():
+            if isinstance(op, Mvm):
+                rewriter.set_attributes(op, adc_bits=16, adc_step=1.0, adc_offset=0.0)
+        return made
+
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """No write noise, then once, twice and four times the target's; none if it has none."""
         held = target.data["device"]["write_noise"].get("sigma_fraction", 0.0)

@@ -103,6 +103,16 @@ class ResourceStore:
         """A store with the same tensors."""
         return ResourceStore(self._tensors)
 
+    def mismatches(self, declared: Iterable[Resource]) -> list[str]:
+        """What is wrong with tensors held for these declarations: bytes against hash."""
+        return [
+            f"bytes of resource @{item.name} do not match its hash"
+            for item in declared
+            if item.sha256 is not None
+            and item.name in self._tensors
+            and tensor_sha256(self._tensors[item.name]) != item.sha256
+        ]
+
     def save(self, path: Path, names: Iterable[str]) -> None:
         """Write the named tensors as safetensors."""
         from safetensors.torch import save_file

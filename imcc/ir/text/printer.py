@@ -9,11 +9,15 @@ from imcc.ir.module import FORMAT_VERSION, Function, FunctionResult, Module
 from imcc.ir.ops import Op
 
 
-def print_module(module: Module) -> str:
-    """Canonical text of a module; ends in a newline."""
+def print_module(module: Module, *, resource_file: str | None = None) -> str:
+    """Canonical text of a module; ends in a newline.
+
+    ``resource_file`` is written in place of the module's own where it is given.
+    """
     head = f'module @{module.name} phase("{module.phase}")'
-    if module.resource_file is not None:
-        head += f" resources({json.dumps(module.resource_file)})"
+    file = resource_file if resource_file is not None else module.resource_file
+    if file is not None:
+        head += f" resources({json.dumps(file)})"
     lines = [f"// imc {FORMAT_VERSION}", head + " {"]
     for resource in module.resources.values():
         digest = f' sha256("{resource.sha256}")' if resource.sha256 is not None else ""

@@ -9,6 +9,14 @@ from imcc.passes.infrastructure.base import (
     option,
 )
 from imcc.passes.infrastructure.context import PassContext, Progress, no_progress
+from imcc.passes.infrastructure.instruments import (
+    CrashReproducer,
+    Instrument,
+    NumberedDumps,
+    PrintAfterChange,
+    VerifyEach,
+)
+from imcc.passes.infrastructure.phases import by_phase, passes_after, passes_until
 from imcc.passes.infrastructure.pipeline import (
     PassRecord,
     parse_pipeline,
@@ -16,21 +24,32 @@ from imcc.passes.infrastructure.pipeline import (
     run_pipeline,
 )
 from imcc.passes.infrastructure.registry import find_pass, pass_names
+from imcc.passes.infrastructure.timing import Span, Timing
 
 __all__ = [
     "Approximate",
     "Contract",
+    "CrashReproducer",
     "Exact",
+    "Instrument",
+    "NumberedDumps",
     "Pass",
     "PassContext",
     "PassRecord",
+    "PrintAfterChange",
     "Progress",
+    "Span",
+    "Timing",
+    "VerifyEach",
     "WithinTolerance",
+    "by_phase",
     "find_pass",
     "no_progress",
     "option",
     "parse_pipeline",
     "pass_names",
+    "passes_after",
+    "passes_until",
     "print_pipeline",
     "run_pipeline",
 ]

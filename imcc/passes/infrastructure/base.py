@@ -92,6 +92,11 @@ class Pass:
     ``contract`` is the promise about results. ``needs`` lists what the context must hold:
     ``"weights"`` (loads torch), ``"calibration"``, ``"target"``. ``requires_phase`` is the phase
     the module must be in (None: any), ``ensures_phase`` the phase it is in afterwards.
+
+    Promises speak of devices without noise. ``ideal_before`` and ``ideal_after`` say that the
+    promise compares with what hardware of unlimited resolution computes (``Backend.idealised``):
+    a pass that maps to converters not yet calibrated sets both, the one that calibrates them only
+    ``ideal_before``.
     """
 
     name: ClassVar[str] = ""
@@ -99,6 +104,8 @@ class Pass:
     needs: ClassVar[frozenset[str]] = frozenset()
     requires_phase: ClassVar[str | None] = None
     ensures_phase: ClassVar[str | None] = None
+    ideal_before: ClassVar[bool] = False
+    ideal_after: ClassVar[bool] = False
 
     def run(self, module: Module, context: PassContext) -> None:
         """Change the module through ``context.rewriter(module)``."""

@@ -14,6 +14,7 @@ from imcc.ir.diagnostics import error
 from imcc.ir.module import Function, Module
 from imcc.ir.ops import Op
 from imcc.ir.rewriting import Journal, Rewriter
+from imcc.passes.infrastructure.timing import Timing
 
 if TYPE_CHECKING:
     from imcc.ir.cost import CostRecord
@@ -39,6 +40,8 @@ class PassContext:
     hardware. ``calibration`` is a list of input tuples. ``estimator`` and ``legality`` answer
     :meth:`estimate` and :meth:`legal`. ``progress(done, total, what)`` reports long work.
     ``measurements`` collects what passes measured, as rows by pass name, for reports.
+    ``timing`` takes spans of a pass's own steps. A pass that draws at random starts from ``seed``
+    anew, so that its draws do not depend on which passes ran before it.
     """
 
     resources: ResourceStore | None = None
@@ -52,6 +55,7 @@ class PassContext:
     legality: Legality | None = None
     warnings: list[Any] = field(default_factory=list)
     measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
 
     def rewriter(self, module: Module, rule: str = "") -> Rewriter:
         """A Rewriter that writes to this context's journal."""

@@ -7,15 +7,22 @@ how long it took and what it changed comes back as :class:`PassRecord` items.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources as package_files
 from typing import TYPE_CHECKING, Any
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location, error, text_window
+from imcc.ir.diagnostics import (
+    Diagnostic,
+    DiagnosticCollector,
+    DiagnosticError,
+    Location,
+    error,
+    text_window,
+)
 from imcc.ir.module import Module
 from imcc.ir.rewriting import Journal
 from imcc.ir.verifier import verify
@@ -26,7 +33,7 @@ from imcc.passes.infrastructure.registry import find_pass
 if TYPE_CHECKING:
     from lark import Lark
 
-AfterPass = Callable[["PassRecord", Module], None]
+    from imcc.passes.infrastructure.instruments import Instrument
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,36 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
             help='write `name, name{option=value option="text"}`',
         ) from None
     except VisitError as wrong:
+        if isinstance(wrong.orig_exc, DiagnosticError):
+            raise DiagnosticError(
+                item.at(window=text_window(text, item.text.line, item.text.column))
+                for item in wrong.orig_exc.diagnostics
+                if item.text is not None
+            ) from None
         raise error(codes.BAD_PIPELINE, f"pipeline: {wrong.orig_exc}") from None
-    return tuple(find_pass(name).from_options(options) for name, options in named)
+    wrongs = DiagnosticCollector()
+    made: list[Pass] = []
+    for name, options in named:
+        try:
+            values = {str(key): value for key, value in options.items()}
+            made.append(find_pass(str(name)).from_options(values))
+        except DiagnosticError as wrong:
+            for item in wrong.diagnostics:
+                wrongs.add(_placed(item, text, (*options, name)))
+    wrongs.raise_errors()
+    return tuple(made)
+
+
+def _placed(item: Diagnostic, text: str, tokens: Sequence[Any]) -> Diagnostic:
+    """The diagnostic with the place of the first of the tokens whose word it names."""
+    if item.text is not None:
+        return item
+    named = [token for token in tokens if f"{token!s}" in re.split(r"[^\w-]+", item.message)]
+    place = named[0] if named else tokens[-1]
+    return item.at(
+        text=Location("<pipeline>", place.line, place.column),
+        window=text_window(text, place.line, place.column),
+    )
 
 
 def print_pipeline(passes: Sequence[Pass]) -> str:
@@ -80,23 +115,46 @@ def run_pipeline(
     passes: Sequence[Pass],
     context: PassContext,
     *,
-    after: Sequence[AfterPass] = (),
+    instruments: Sequence[Instrument] = (),
 ) -> list[PassRecord]:
-    """Run passes in order on ``module``; instruments in ``after`` see each record.
+    """Run passes in order on ``module``; ``instruments`` watch each of them.
 
     Raises :class:`DiagnosticError` if a pass lacks what it needs, if the module is in the wrong
     phase, or if the module no longer verifies after a pass (then the diagnostics name the pass).
     """
     records: list[PassRecord] = []
+    for watch in instruments:
+        watch.start(passes, module, context)
     for item in passes:
         _check_needs(item, module, context)
         context.journal = Journal()
         context.progress(len(records), len(passes), item.name)
-        start = time.perf_counter()
-        item.run(module, context)
-        seconds = time.perf_counter() - start
-        if item.ensures_phase is not None and module.phase != item.ensures_phase:
-            context.rewriter(module, item.name).set_phase(item.ensures_phase)
+        for watch in instruments:
+            watch.before(item, module, context)
+        try:
+            with context.timing.span(str(item)) as span:
+                verifying = _run(item, module, context)
+            seconds = span.seconds - verifying
+            record = PassRecord(str(item), seconds, context.journal, module.phase)
+            for watch in instruments:
+                watch.after(item, record, module, context)
+        except Exception as wrong:
+            if not isinstance(wrong, DiagnosticError):
+                wrong.add_note(f"raised by the pass {item}; --reproducer DIR keeps what reruns it")
+            for watch in instruments:
+                watch.failed(item, wrong, module, context)
+            raise
+        records.append(record)
+    context.progress(len(passes), len(passes), "done")
+    return records
+
+
+def _run(item: Pass, module: Module, context: PassContext) -> float:
+    """Run one pass and verify what it made; returns the seconds that verifying took."""
+    item.run(module, context)
+    if item.ensures_phase is not None and module.phase != item.ensures_phase:
+        context.rewriter(module, item.name).set_phase(item.ensures_phase)
+    with context.timing.span("verify") as span:
         try:
             verify(module)
         except DiagnosticError as broken:
@@ -106,12 +164,7 @@ def run_pipeline(
                 help="this is a defect of the pass; report it with the module and this message",
             )
             raise DiagnosticError([first, *broken.diagnostics]) from broken
-        record = PassRecord(str(item), seconds, context.journal, module.phase)
-        records.append(record)
-        for instrument in after:
-            instrument(record, module)
-    context.progress(len(passes), len(passes), "done")
-    return records
+    return span.seconds
 
 
 def _check_needs(item: Pass, module: Module, context: PassContext) -> None:
@@ -146,14 +199,16 @@ def _grammar() -> Lark:
             made: dict[str, Any] = {}
             for key, value in items:
                 if key in made:
-                    raise DiagnosticError(
-                        Diagnostic(codes.BAD_OPTION, f"option {key} is given twice")
+                    raise error(
+                        codes.BAD_OPTION,
+                        f"option {key} is given twice",
+                        text=Location("<pipeline>", key.line, key.column),
                     )
                 made[key] = value
             return made
 
         def option(self, items: list[Any]) -> Any:
-            return (str(items[0]), items[1])
+            return (items[0], items[1])
 
         def number(self, items: list[Any]) -> Any:
             text = str(items[0])
@@ -169,7 +224,7 @@ def _grammar() -> Lark:
         def list(self, items: Any) -> Any:
             return tuple(item for item in items if item is not None)
 
-    setattr(Build, "pass", lambda self, items: (str(items[0]), items[1] if items[1:] else {}))
+    setattr(Build, "pass", lambda self, items: (items[0], items[1] if items[1:] else {}))
     grammar = package_files.files("imcc.passes.infrastructure").joinpath("pipeline.lark")
     return Lark(
         grammar.read_text(),

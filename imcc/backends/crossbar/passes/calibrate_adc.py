@@ -18,12 +18,15 @@ class CalibrateAdc(Pass):
     column sum seen (or a percentile of all sums, above which converters clip), the step is
     ``max(1, top / (2^adc_bits - 1))``: a step below 1 would resolve nothing, since ideal sums are
     integers. The range starts at 0, as column sums of a differential pair are not negative.
+
+    The promise compares with converters that lose nothing.
     """
 
     name: ClassVar[str] = "calibrate-adc"
     contract: ClassVar[Approximate] = Approximate(bound=0.1)
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "calibration", "target"})
     requires_phase: ClassVar[str | None] = "mapped"
+    ideal_before: ClassVar[bool] = True
 
     range: Literal["max", "percentile"] = option(
         default="max", doc="the largest column sum, or a percentile of them"

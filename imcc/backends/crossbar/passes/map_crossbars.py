@@ -32,6 +32,8 @@ class MapCrossbars(Pass):
     contract: ClassVar[Exact] = Exact()
     needs: ClassVar[frozenset[str]] = frozenset({"target"})
     ensures_phase: ClassVar[str | None] = "mapped"
+    ideal_before: ClassVar[bool] = True
+    ideal_after: ClassVar[bool] = True
 
     def run(self, module: Module, context: PassContext) -> None:
         """Check every op, then lower; raises a diagnostic for each op the target cannot run."""

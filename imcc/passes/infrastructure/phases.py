@@ -1,0 +1,66 @@
+"""Which passes of a pipeline lead to which phase: where compilation can stop and resume.
+
+A pipeline's passes belong to the phase that they end up in. The first pass that ensures a phase
+opens it, those after it still belong to it. Passes before any of that make the phase
+``optimized``; nothing belongs to ``captured``, which capture itself gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error, nearest
+from imcc.ir.module import PHASES
+from imcc.passes.infrastructure.base import Pass
+
+
+def by_phase(passes: Sequence[Pass]) -> dict[str, tuple[Pass, ...]]:
+    """The passes by the phase that they lead to, in order; ``captured`` is always first."""
+    made: dict[str, list[Pass]] = {"captured": [], "optimized": []}
+    phase = "optimized"
+    for item in passes:
+        phase = item.ensures_phase or phase
+        made.setdefault(phase, []).append(item)
+    return {name: tuple(held) for name, held in made.items()}
+
+
+def passes_after(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
+    """The passes that a module at the end of ``phase`` still needs."""
+    known(phase, PHASES)
+    rank = PHASES.index(phase)
+    return tuple(
+        item
+        for name, held in by_phase(passes).items()
+        if PHASES.index(name) > rank
+        for item in held
+    )
+
+
+def passes_until(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
+    """The passes up to the end of ``phase``; a diagnostic if the pipeline never gets there."""
+    known(phase, PHASES)
+    parts = by_phase(passes)
+    if phase not in parts:
+        raise error(
+            codes.PASS_REQUIRES,
+            f"this pipeline never reaches the phase {phase!r}",
+            help=f"it reaches {', '.join(parts)}",
+        )
+    made: list[Pass] = []
+    for name, held in parts.items():
+        made.extend(held)
+        if name == phase:
+            break
+    return tuple(made)
+
+
+def known(phase: str, phases: Sequence[str]) -> None:
+    """Raise a diagnostic with the nearest names if there is no such phase."""
+    if phase not in phases:
+        raise error(
+            codes.USAGE,
+            f"there is no phase {phase!r}",
+            suggestions=nearest(phase, phases),
+            help=f"phases in order: {', '.join(phases)}",
+        )
