@@ -36,7 +36,7 @@ from imcc.ir.cost import SCHEMA_VERSION, OpCost
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.module import Module, structural_difference
 from imcc.ir.ops import OPS, Op
-from imcc.ir.phases import at_least, is_neutral
+from imcc.ir.phases import is_neutral
 from imcc.ir.registry import load_all_dialects
 from imcc.ir.rules import COST, LOWER
 from imcc.ir.semantics.resources import ResourceStore
@@ -44,8 +44,9 @@ from imcc.ir.text import parse_module, print_module
 from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import (
     PassContext,
-    PassRecord,
     parse_pipeline,
+    passes_after,
+    passes_until,
     print_pipeline,
     run_pipeline,
 )
@@ -135,12 +136,6 @@ class Subject:
         """Modules before mapping and at the end of the default pipeline, and their resources."""
         captured = capture(self.model().eval(), self.inputs(1, 0))
         module, resources = captured.module.clone(), captured.resources.copy()
-        neutral = [module.clone()]
-
-        def keep(record: PassRecord, changed: Module) -> None:
-            if not at_least(record.phase, "mapped"):
-                neutral[0] = changed.clone()
-
         context = PassContext(
             resources=resources,
             target=target,
@@ -149,8 +144,10 @@ class Subject:
             legality=self.instance.legal,
         )
         passes = parse_pipeline(self.instance.pipeline(target))
-        run_pipeline(module, passes, context, after=(keep,))
-        return neutral[0], module, resources
+        run_pipeline(module, passes_until(passes, "optimized"), context)
+        neutral = module.clone()
+        run_pipeline(module, passes_after(passes, "optimized"), context)
+        return neutral, module, resources
 
 
 # -- targets ---------------------------------------------------------------------------------------
