@@ -270,9 +270,7 @@ def run_command(
 )
 @click.option("--why", metavar="NAME.energy_pj", help="Follow a number down to its sources.")
 @click.option("--entry", default="inference", show_default=True, help="Entry point for --by.")
-@click.option(
-    "--trace", type=_PATH, help="Write the schedule as a Perfetto trace."
-)
+@click.option("--trace", type=_PATH, help="Write the schedule as a Perfetto trace.")
 @click.option("--force", is_flag=True, help="Replace an existing trace file.")
 @_json_option
 def report_command(
