@@ -15,6 +15,7 @@ from imcc.testing.conformance import CHECKS, NotConforming, Subject
 SUBJECTS = {
     "reference": Subject("reference", tolerance=1e-6),
     "crossbar": Subject("crossbar", target="rram", lossless=("adc.bits=16",), noisy=True),
+    "sparse_snn": Subject("sparse_snn", target="loas", tolerance=1e-6),
 }
 
 

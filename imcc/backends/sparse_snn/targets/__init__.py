@@ -1,0 +1,1 @@
+"""Targets of the backend ``sparse_snn``, one TOML file each."""
