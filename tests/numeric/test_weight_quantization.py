@@ -357,3 +357,37 @@ def test_a_plan_mixes_formats(network, tmp_path):
 def test_a_wrong_plan_is_refused(network, tmp_path, text, message):
     with pytest.raises(DiagnosticError, match=message):
         quantised(network, write_plan(tmp_path, text))
+
+
+# -- activations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+def test_activations_are_rounded_token_by_token(network, scheme):
+    captured, data = network
+    module, store = captured.module.clone(), captured.resources.copy()
+    run_pipeline(
+        module, parse_pipeline(f'quantize-activations{{bits=4 scheme="{scheme}"}}'), PassContext()
+    )
+    found = [op for op in module.walk() if op.name == "quant.fake_quantize"]
+    assert len(found) == 7
+    whole = outputs(module, store, data[:1])
+    alone = outputs(module, store, [(data[0][0][3:4] * 1,)])
+    assert torch.allclose(whole[3:4], alone, atol=1e-5)
+    exact = outputs(captured.module, captured.resources, data[:1])
+    share = float((whole - exact).square().mean() / exact.square().mean())
+    assert 1e-5 < share < 0.05
+
+
+def test_weights_and_activations_are_fitted_together(network):
+    captured, data = network
+    exact = outputs(captured.module, captured.resources, data)
+
+    def share(rounding):
+        module, store = captured.module.clone(), captured.resources.copy()
+        text = f'quantize-weights{{bits=3 rounding="{rounding}" {QUICK}}}'
+        text = f"quantize-activations{{bits=4}}, {text}"
+        run_pipeline(module, parse_pipeline(text), PassContext(resources=store, calibration=data))
+        return float((outputs(module, store, data) - exact).square().mean())
+
+    assert share("tesseraq") < 0.7 * share("nearest")

@@ -84,6 +84,33 @@ class Dequantize(Op, name="quant.dequantize"):
         _check_scale(self, tensor(self.x), self.scale, self.zero_point)
 
 
+class FakeQuantize(Op, name="quant.fake_quantize"):
+    """Real to code and back with a scale found at run time, one for each token.
+
+    A token is what shares all leading indices: the range [lo, hi] is that of its last axis,
+    extended to hold 0. Asymmetric: ``s = (hi - lo) / (2^bits - 1)``, ``z = round(-lo / s)``,
+    ``y = s * (clamp(round(x / s) + z, 0, 2^bits - 1) - z)``. Symmetric:
+    ``s = max(-lo, hi) / (2^(bits-1) - 1)`` and z = 0. A token of zeros stays. Gradients pass
+    straight through.
+    """
+
+    example = "%x: tensor<BxSx8xf32> => %y = quant.fake_quantize %x {bits = 4} : tensor<BxSx8xf32>"
+
+    x: Value = operand(TensorType, elements=FLOATS)
+    bits: int = attribute(minimum=2, maximum=16, unit="bit")
+    symmetric: bool = attribute(default=False)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The type of ``x``."""
+        return self.x.type
+
+    def verify(self) -> None:
+        """A token needs an axis."""
+        if tensor(self.x).rank < 1:
+            raise self.fail("a scalar has no token axis")
+
+
 class _Accumulating(Op):
     x: Value = operand(TensorType, quantised=True, doc="codes of the input, one scale per tensor")
     weight: Value = operand(TensorType, quantised=True, doc="codes, [N, ...]")

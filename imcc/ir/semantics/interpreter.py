@@ -33,7 +33,8 @@ class EvalContext:
     """What a rule may ask besides its operands.
 
     ``symbols`` binds dimensions (``{"B": trials * batch}``); ``draws`` is None when nothing
-    random may happen; ``trials`` is the number R folded into the leading axis.
+    random may happen; ``trials`` is the number R folded into the leading axis. With ``unrounded``
+    quantising an activation neither rounds nor clips: what a program would compute in float.
     """
 
     symbols: dict[str, int]
@@ -42,6 +43,7 @@ class EvalContext:
     target: Any = None
     draws: Draws | None = None
     trials: int = 1
+    unrounded: bool = False
 
 
 @dataclass

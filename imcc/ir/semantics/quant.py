@@ -67,7 +67,12 @@ def dequantise(
 def _quantize(
     op: quant.Quantize, ctx: EvalContext, *, x: Tensor, scale: Tensor, zero_point: Tensor | None
 ) -> Tensor:
-    return quantise(x, scale, zero_point, tensor(op.y).quant)
+    element = tensor(op.y).quant
+    if ctx.unrounded:
+        shape = tuple(x.shape)
+        shift = 0 if zero_point is None else expand_groups(zero_point.to(x.dtype), element, shape)
+        return x / expand_groups(scale, element, shape) + shift
+    return quantise(x, scale, zero_point, element)
 
 
 @EVAL.register(quant.Dequantize)
@@ -75,6 +80,22 @@ def _dequantize(
     op: quant.Dequantize, ctx: EvalContext, *, x: Tensor, scale: Tensor, zero_point: Tensor | None
 ) -> Tensor:
     return dequantise(x, scale, zero_point, tensor(op.x).quant)
+
+
+@EVAL.register(quant.FakeQuantize)
+def _fake_quantize(op: quant.FakeQuantize, ctx: EvalContext, *, x: Tensor) -> Tensor:
+    if ctx.unrounded:
+        return x
+    low = x.detach().amin(-1, keepdim=True).clamp(max=0)
+    high = x.detach().amax(-1, keepdim=True).clamp(min=0)
+    element = QuantType(op.bits, op.symmetric, None, None, op.symmetric)
+    steps = element.maximum if op.symmetric else element.maximum - element.minimum
+    width = torch.maximum(-low, high) if op.symmetric else high - low
+    scale = torch.where(width > 0, width / steps, torch.ones_like(width))
+    zero = torch.zeros_like(scale) if op.symmetric else torch.round(-low / scale)
+    held = round_straight_through(x / scale) + zero
+    # Inside the range by construction: clamping would only cut the gradient of the extremes.
+    return (held - zero) * scale
 
 
 def _exact(

@@ -51,12 +51,16 @@ class Block:
         *,
         weights: Mapping[Value, Tensor] | None = None,
         observer: Observer | None = None,
+        unrounded: bool = False,
     ) -> dict[Value, Any]:
-        """Values of the outputs. ``weights`` stands in for values that are constants otherwise."""
+        """Values of the outputs. ``weights`` stands in for values that are constants otherwise.
+
+        ``unrounded`` leaves quantised activations as they are, for targets in float.
+        """
         values: dict[Value, Any] = {**{value: inputs[value] for value in self.inputs}}
         values.update(weights or {})
         ops = (*_entering(self.ops, values), *self.ops)
-        context = EvalContext(dict(symbols), resources)
+        context = EvalContext(dict(symbols), resources, unrounded=unrounded)
         evaluate_ops(ops, values, context, keep=set(self.outputs), observer=observer)
         return {value: values[value] for value in self.outputs}
 

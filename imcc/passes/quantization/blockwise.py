@@ -135,7 +135,9 @@ def _quantise_block(
     targets: list[dict[Value, Tensor]] = []
     with torch.no_grad():
         for chunk in streams.chunks:
-            made = block.run(streams.float_inputs(chunk, block), store, chunk.symbols)
+            made = block.run(
+                streams.float_inputs(chunk, block), store, chunk.symbols, unrounded=True
+            )
             streams.put_float(chunk, made)
             targets.append(made)
     mine = {layer: formats[layer] for layer in block.layers if layer in formats}
