@@ -22,6 +22,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=tests/plugin/package $(BIN)/mypy -p imcc_example
 	$(BIN)/lint-imports
 
 clean:

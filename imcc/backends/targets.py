@@ -2,12 +2,14 @@
 
 A target is a TOML file with a top-level ``backend``; the rest is the backend's to validate. Presets
 lie in the ``targets`` package of a backend and in packages registered in the entry-point group
-``imcc.targets``, one file for each target.
+``imcc.targets``, one file for each target. A file that names a preset as its ``base`` holds only
+what differs from it.
 """
 
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import math
 import tomllib
@@ -61,7 +63,7 @@ def list_targets() -> list[TargetFile]:
     """All installed targets, sorted by name. A file that does not parse raises ``BAD_TARGET``."""
     made: list[TargetFile] = []
     for name, path in sorted(_presets().items()):
-        data = _read(path)
+        data = _read_whole(path)
         backend, summary = str(data.get("backend", "")), str(data.get("summary", ""))
         made.append(TargetFile(name, backend, path, summary))
     return made
@@ -94,7 +96,7 @@ def find_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Targ
                 help="`imcc targets` lists the installed ones",
             )
         path = given
-    return load_target(path.stem, _read(path), str(path), overrides)
+    return load_target(path.stem, _read_whole(path), str(path), overrides)
 
 
 def load_target(
@@ -134,6 +136,32 @@ def _read(path: Path) -> dict[str, Any]:
             window=text_window(text, line, column),
             help="`imcc targets NAME` prints a valid file",
         ) from None
+
+
+def _read_whole(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The data of a file on top of that of its ``base``, which is a preset."""
+    data = _read(path)
+    if "base" not in data:
+        return data
+    base = data.pop("base")
+    preset = _presets().get(base) if isinstance(base, str) else None
+    if preset is None or base in above:
+        wrong = "a preset that is based on this one" if preset else "no installed target"
+        raise error(
+            codes.BAD_TARGET,
+            f"{path}: key base: {toml_value(base)} is {wrong}",
+            suggestions=nearest(base, _presets()) if isinstance(base, str) else (),
+            help=f"installed targets: {', '.join(sorted(_presets()))}",
+        )
+    return _merged(_read_whole(preset, (*above, base)), data)
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        held = base.get(key)
+        both = isinstance(held, dict) and isinstance(value, dict)
+        base[key] = _merged(held, value) if both else value  # type: ignore[arg-type]
+    return base
 
 
 def _place(message: str) -> tuple[int, int]:
@@ -184,6 +212,8 @@ def toml_value(value: Any) -> str:
     if isinstance(value, str):
         # JSON escapes are TOML escapes, but for DEL, which TOML wants escaped too.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):

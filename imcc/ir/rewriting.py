@@ -14,6 +14,7 @@ from imcc.ir.attributes import ANNOTATIONS
 from imcc.ir.diagnostics import Location
 from imcc.ir.module import Function, FunctionResult, Module, Resource, State
 from imcc.ir.ops import Op, Value
+from imcc.ir.registry import load_dialect_of
 from imcc.ir.text.printer import print_op
 from imcc.ir.types import Type
 
@@ -192,6 +193,9 @@ class Rewriter:
         before = print_op(op)
         for name, value in annotations.items():
             key = name.replace("__", ".")
+            load_dialect_of(key)
+            if key not in ANNOTATIONS:
+                raise ValueError(f"no dialect declares the annotation {key}")
             op.annotations[key] = ANNOTATIONS[key].kind.coerce(value)
         self._note("annotate", op, (before,), (op,))
 

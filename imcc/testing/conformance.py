@@ -413,8 +413,9 @@ def _close(left: float, right: float, what: str) -> None:
 def cost_of_what_is_not_ready_is_refused_in_words(subject: Subject) -> None:
     """Costing a captured module gives a record or a diagnostic, nothing else."""
     captured = capture(subject.model().eval(), subject.inputs(1, 0)).module
+    backend, target = subject.instance, find_target(subject.preset)
     try:
-        subject.instance.cost(captured, "inference", find_target(subject.preset)).to_json()
+        backend.cost(captured, "inference", target).to_json()
     except DiagnosticError as refusal:
         _demand(all(item.message for item in refusal.diagnostics), "refused without a message")
 

@@ -16,9 +16,10 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from imcc.backends.keys import Keys
 from imcc.ir import codes
 from imcc.ir.diagnostics import error, nearest
 from imcc.ir.plugins import load_plugin, plugin_points
@@ -26,10 +27,8 @@ from imcc.ir.plugins import load_plugin, plugin_points
 _SQRT2 = math.sqrt(2.0)
 
 
-class NoiseKeys(BaseModel):
+class NoiseKeys(Keys):
     """The table of a noise model in a target file; models with parameters extend it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(description="a noise model, or none")
 

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     create_model,
     field_validator,
@@ -30,14 +28,10 @@ from imcc.backends.crossbar.noise import (
     find_noise_model,
     noise_model_names,
 )
-from imcc.ir.cost import Figure
+from imcc.backends.keys import Component, Keys
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Array(_Keys):
+class Array(Keys):
     """One crossbar."""
 
     rows: int = Field(ge=1, le=4096, description="word lines of one crossbar")
@@ -60,20 +54,20 @@ class Array(_Keys):
         return columns
 
 
-class Dac(_Keys):
+class Dac(Keys):
     """Drivers of the rows."""
 
     bits: int = Field(default=1, ge=1, le=8, description="input bits applied in one read")
 
 
-class Adc(_Keys):
+class Adc(Keys):
     """Converters of the columns."""
 
     bits: int = Field(ge=1, le=16, description="bits of one conversion")
     columns_per_adc: int = Field(ge=1, description="columns that take turns at one converter")
 
 
-class Device(_Keys):
+class Device(Keys):
     """One memory cell."""
 
     g_max_us: float = Field(gt=0, description="conductance of the highest level, in microsiemens")
@@ -82,7 +76,7 @@ class Device(_Keys):
     read_noise: NoiseKeys = Field(description="noise of reading; its model says which keys")
 
 
-class Hierarchy(_Keys):
+class Hierarchy(Keys):
     """Chip > tile > PE > crossbar."""
 
     crossbars_per_pe: int = Field(ge=1, description="crossbars in one processing element")
@@ -93,7 +87,7 @@ class Hierarchy(_Keys):
     share_tiles: bool = Field(default=False, description="whether one tile may serve two layers")
 
 
-class Timing(_Keys):
+class Timing(Keys):
     """Durations."""
 
     clock_ns: float = Field(gt=0, description="period of the digital clock")
@@ -102,7 +96,7 @@ class Timing(_Keys):
     write_ns: float = Field(gt=0, description="one write pulse, for all cells of a row")
 
 
-class Digital(_Keys):
+class Digital(Keys):
     """Units for what is not a matrix product."""
 
     lanes: int = Field(ge=1, description="32-bit lanes of the chip's vector unit")
@@ -111,7 +105,7 @@ class Digital(_Keys):
     )
 
 
-class ActivityKeys(_Keys):
+class ActivityKeys(Keys):
     """Assumptions about data where a cost depends on it."""
 
     input_bit_density: float = Field(
@@ -119,20 +113,13 @@ class ActivityKeys(_Keys):
     )
 
 
-class Component(_Keys):
-    """A component's figures. An absent figure is unknown, and is reported so, not as 0."""
+class CrossbarComponent(Component):
+    """A component whose energy may depend on the resolution of the converters."""
 
-    energy_pj: float | None = Field(default=None, ge=0, description="energy of one event")
     energy_pj_by_bits: dict[str, float] | None = Field(
         default=None,
         description="energy of one event by resolution, log-linear between; instead of energy_pj",
     )
-    area_um2: float | None = Field(default=None, ge=0, description="area of one instance")
-    leakage_uw: float | None = Field(default=None, ge=0, description="leakage of one instance")
-    per: str = Field(description="what one event is")
-    node_nm: float = Field(gt=0, description="technology node of the figures")
-    source: str = Field(min_length=1, description="where the figures come from")
-    note: str = Field(default="", description="what to know when using them")
 
     @field_validator("energy_pj_by_bits")
     @classmethod
@@ -143,7 +130,7 @@ class Component(_Keys):
         return table
 
     @model_validator(mode="after")
-    def _one(self) -> Component:
+    def _one(self) -> CrossbarComponent:
         if self.energy_pj is not None and self.energy_pj_by_bits is not None:
             raise ValueError("energy_pj and energy_pj_by_bits exclude each other")
         return self
@@ -164,22 +151,22 @@ class Component(_Keys):
         return None
 
 
-class Components(_Keys):
+class Components(Keys):
     """All components that the cost rules count."""
 
-    cell_read: Component = Field(description="a cell under an applied input bit")
-    cell_write: Component = Field(description="a cell under a write pulse")
-    row_driver: Component = Field(description="the driver of one row")
-    column_driver: Component = Field(description="driver and multiplexer of one column")
-    adc: Component = Field(description="an analog-to-digital converter")
-    shift_add: Component = Field(description="shift-and-add behind one converter")
-    buffer_read: Component = Field(description="read access to a tile's buffer")
-    buffer_write: Component = Field(description="write access to a tile's buffer")
-    alu_add: Component = Field(description="addition or comparison of one vector lane")
-    alu_multiply: Component = Field(description="multiplication of one vector lane")
+    cell_read: CrossbarComponent = Field(description="a cell under an applied input bit")
+    cell_write: CrossbarComponent = Field(description="a cell under a write pulse")
+    row_driver: CrossbarComponent = Field(description="the driver of one row")
+    column_driver: CrossbarComponent = Field(description="driver and multiplexer of one column")
+    adc: CrossbarComponent = Field(description="an analog-to-digital converter")
+    shift_add: CrossbarComponent = Field(description="shift-and-add behind one converter")
+    buffer_read: CrossbarComponent = Field(description="read access to a tile's buffer")
+    buffer_write: CrossbarComponent = Field(description="write access to a tile's buffer")
+    alu_add: CrossbarComponent = Field(description="addition or comparison of one vector lane")
+    alu_multiply: CrossbarComponent = Field(description="multiplication of one vector lane")
 
 
-class TargetKeys(_Keys):
+class TargetKeys(Keys):
     """A crossbar target file."""
 
     backend: Literal["crossbar"] = Field(description="the backend's name")
@@ -303,29 +290,20 @@ class CrossbarTarget(Target):
         """Crossbars of one tile."""
         return self.keys.hierarchy.crossbars_per_pe * self.keys.hierarchy.pes_per_tile
 
-    def components(self) -> dict[str, Component]:
+    def components(self) -> dict[str, CrossbarComponent]:
         """All components by name."""
         held = self.keys.components
         return {name: getattr(held, name) for name in Components.model_fields}
 
     def energy_pj(self, component: str) -> float | None:
         """Energy of one event of a component, or None if unknown."""
-        made: Component = getattr(self.keys.components, component)
+        made: CrossbarComponent = getattr(self.keys.components, component)
         return made.energy(self.keys.adc.bits)
 
     def figures(self, component: str) -> dict[str, Any]:
         """The figures of a component as plain data, with unit, node and source."""
-        held: Component = getattr(self.keys.components, component)
-        made: dict[str, Any] = {}
-        for key, value, unit in (
-            ("energy", self.energy_pj(component), f"pJ per {held.per}"),
-            ("area", held.area_um2, "um2"),
-            ("leakage", held.leakage_uw, "uW"),
-        ):
-            if value is not None:
-                figure = Figure(value, unit, held.source, held.node_nm, held.note)
-                made[key] = figure.to_json()
-        return made
+        held: CrossbarComponent = getattr(self.keys.components, component)
+        return held.figures(self.energy_pj(component))
 
 
 def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:

@@ -1,0 +1,1 @@
+"""Passes of the backend, one file each."""

@@ -1,0 +1,1 @@
+"""Targets of the backend, one TOML file each."""

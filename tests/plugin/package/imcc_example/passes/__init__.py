@@ -1,0 +1,1 @@
+"""Passes of this package, one file each."""

@@ -1,0 +1,1 @@
+"""Targets of this package, one TOML file each."""
