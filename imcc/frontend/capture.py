@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from imcc.frontend.batch import BatchLayout, batch_layout
 from imcc.frontend.convert import Const, Converter
 from imcc.frontend.eager import (
     check_inputs,
@@ -32,6 +33,7 @@ from imcc.frontend.eager import (
     run_eagerly,
     unwrap,
 )
+from imcc.frontend.neurons import exchanged_neurons
 from imcc.frontend.places import place_of_exception, place_of_trace
 from imcc.frontend.rules import HINTS, all_rules
 from imcc.ir import codes
@@ -81,10 +83,12 @@ def capture(
 ) -> Captured:
     """Capture ``module`` as it computes ``module.eval()(*example_inputs)``.
 
-    Axis 0 of the first input is the batch; every input whose axis 0 has the same size shares it.
-    It becomes the symbol ``B``. A model that fixes its batch size is captured with the size of the
-    example inputs, and ``warnings`` says so. Parameters keep their ``state_dict`` names; tied ones
-    are stored once, under the first name. The module's training flags are left as they were.
+    Axis 0 of the first input is the batch, or axis 1 where a spiking network takes its time steps
+    in axis 0; every input of the same size there shares it. It becomes the symbol ``B``. A model
+    that fixes its batch size is captured with the size of the example inputs, and ``warnings`` says
+    so. Spiking neurons start from their reset state in each call. Parameters keep their
+    ``state_dict`` names; tied ones are stored once, under the first name. The module's training
+    flags are left as they were.
 
     What ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrap is captured
     itself.
@@ -100,12 +104,18 @@ def capture(
     check_model(module)
     check_inputs(leaves)
     found = _modes(module)
-    with _evaluation_mode(module), left_as_it_was(module), torch.no_grad():
+    with (
+        exchanged_neurons(module) as exchanged,
+        _evaluation_mode(module),
+        left_as_it_was(module),
+        torch.no_grad(),
+    ):
         run_eagerly(module, inputs, {})
+        layout = batch_layout(module, inputs, exchanged)
         with _quiet_exporter():
-            program = _export(module, inputs, dynamic_batch, found)
+            program = _export(module, inputs, layout, dynamic_batch, found)
             program = program.run_decompositions({})
-    found.extend(_written_inputs(program))
+    found.extend([*exchanged.warnings, *_written_inputs(program)])
     try:
         made, resources, constants = _convert(program, name, module)
     except DiagnosticError as wrong:
@@ -171,27 +181,26 @@ def _quiet_exporter() -> Iterator[None]:
 # -- export ---------------------------------------------------------------------------------------
 
 
-def _batched(leaf: Any, batch: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
-
-
 def _export(
-    module: nn.Module, inputs: tuple[Any, ...], dynamic: bool, found: list[Diagnostic]
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    layout: BatchLayout,
+    dynamic: bool,
+    found: list[Diagnostic],
 ) -> ExportedProgram:
     leaves = pytree.tree_leaves(inputs)
-    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    batch = first.shape[0] if first.dim() else None
+    batch = layout.size
     failure: Exception | None = None
     if dynamic and batch is not None:
         # The exporter specialises sizes 0 and 1, so a batch of one is traced as two.
-        size = max(batch, 2)
+        wide = pytree.tree_map(layout.widened, inputs)
         axis = torch.export.Dim("B")
-        wide = pytree.tree_map(lambda x: _repeat(x, size) if _batched(x, batch) else x, inputs)
         # Keyed by tensor, since forward may gather its arguments as *inputs.
         shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
         for given, leaf in zip(leaves, pytree.tree_leaves(wide), strict=True):
-            if _batched(given, batch):
-                shapes[leaf] = {0: axis}
+            position = layout.axis_of(given)
+            if position is not None:
+                shapes[leaf] = {position: axis if layout.steps == 1 else layout.steps * axis}
         try:
             return torch.export.export(module, wide, dynamic_shapes=shapes, strict=False)
         except Exception as wrong:
@@ -213,10 +222,6 @@ def _export(
             )
         )
     return program
-
-
-def _repeat(x: Tensor, size: int) -> Tensor:
-    return x if x.shape[0] == size else x[:1].repeat(size, *[1] * (x.dim() - 1))
 
 
 def _capture_error(wrong: Exception) -> DiagnosticError:
