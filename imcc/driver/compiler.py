@@ -12,7 +12,7 @@ from imcc._version import __version__
 from imcc.backends.api import Backend, Target, find_backend
 from imcc.backends.targets import find_target
 from imcc.driver.compiled import CompiledModel
-from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
+from imcc.driver.data import as_inputs, calibration_batches, evaluation_set, fit_batches
 from imcc.driver.evaluation import Evaluated, evaluate_accuracy
 from imcc.driver.signature import Signature, input_names
 from imcc.driver.test_set import MetricTestSet, TestSet
@@ -155,6 +155,8 @@ def _compile(
     if needed and calibration is None and not options.calibrate_on_example and source is not None:
         source.require("calibration_data", "calibration of input and converter ranges")
     batches = _calibration(calibration, example_inputs, options, signature)
+    if batches is not None:
+        batches = fit_batches(batches, captured.module.function())
     module = captured.module.clone()
     verify(module)
     for function in module.functions.values():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
+from imcc.ir.module import Function
 
 
 def as_inputs(given: Any) -> tuple[Any, ...]:
@@ -43,6 +44,27 @@ def calibration_batches(given: Any) -> list[tuple[Any, ...]]:
             if floating and not bool(torch.isfinite(value).all()):
                 raise _bad(f"calibration batch {number} holds values that are not finite")
     return batches
+
+
+def fit_batches(batches: Sequence[tuple[Any, ...]], function: Function) -> list[tuple[Any, ...]]:
+    """Calibration batches in the size that ``function`` takes, if it does not leave it free.
+
+    The last piece is filled up from the front: samples seen twice do not change a range.
+    """
+    size = function.fixed_batch
+    if size is None:
+        return list(batches)
+    made: list[tuple[Any, ...]] = []
+    for batch in batches:
+        count = int(batch[0].shape[0]) if batch and batch[0].dim() else 1
+        for start in range(0, max(count, 1), size):
+            rows = torch.arange(start, start + size) % max(count, 1)
+            made.append(
+                tuple(
+                    item[rows] if item.dim() and item.shape[0] == count else item for item in batch
+                )
+            )
+    return made
 
 
 def evaluation_set(given: Any) -> tuple[tuple[Any, ...], Any]:

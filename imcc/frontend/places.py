@@ -86,6 +86,11 @@ def place_of_exception(wrong: BaseException) -> tuple[Location, ...]:
     return ()
 
 
+def place_of_frame(frame: FrameType) -> tuple[Location, ...]:
+    """Where a frame is, if it runs a file of the user's own or of a package out of torch."""
+    return _chosen(*_innermost([(frame.f_code.co_filename, frame.f_lineno)]))
+
+
 def place_of_caller() -> tuple[Location, ...]:
     """The innermost frame of the user's own files that is running now, if any."""
     frames: list[tuple[str, int]] = []

@@ -21,6 +21,12 @@ def test_readme_python(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "mlp" / "program.imc").exists()
 
 
+def test_use_torch_compile(capsys):
+    (code,) = blocks("docs/how-to/use-torch-compile.md", "python")
+    exec(compile(code, "use-torch-compile.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
+
+
 def test_bring_your_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("docs/how-to/bring-your-model.md", "python")
