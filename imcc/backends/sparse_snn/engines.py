@@ -147,6 +147,8 @@ def _neurons(product: Product, bits: int) -> tuple[float, float]:
     For each neuron and timestep the membrane decays (a multiplication), takes in the sum and is
     compared with the threshold (two additions).
     """
+    if not product.neurons:
+        return 0.0, 0.0
     rows, columns, _ = product.shape
     updates = rows * columns * product.timesteps
     return 2.0 * updates * bits, float(updates)

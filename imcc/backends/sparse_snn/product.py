@@ -42,7 +42,8 @@ class Product:
 
     ``words`` is ``[M, K]``, bit t of a word the spike of timestep t; ``weights`` is ``[N, K]``,
     integers. ``source`` is the map that the rows are windows of (the words themselves for a linear
-    layer), ``result`` what the neurons behind the product put out.
+    layer), ``result`` what the neurons behind the product put out. ``neurons``: events of these
+    neurons' updates are counted with the product.
     """
 
     words: Words
@@ -50,6 +51,7 @@ class Product:
     timesteps: int
     source: StoredSpikes
     result: StoredSpikes
+    neurons: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

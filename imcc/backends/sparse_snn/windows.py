@@ -20,10 +20,11 @@ def window_rows(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    fill: int = 0,
 ) -> NDArray[Any]:
-    """Rows ``[positions, prod(kernel) * C]`` of a map ``[C, spatial]``, padded with 0."""
+    """Rows ``[positions, prod(kernel) * C]`` of a map ``[C, spatial]``, padded with ``fill``."""
     pads = [(0, 0), *((size, size) for size in padding)]
-    padded = np.pad(plane, pads) if any(padding) else plane
+    padded = np.pad(plane, pads, constant_values=fill) if any(padding) else plane
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     axes = tuple(range(1, plane.ndim))
     views = np.lib.stride_tricks.sliding_window_view(padded, reach, axes)
