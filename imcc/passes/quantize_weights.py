@@ -58,6 +58,16 @@ class QuantizeWeights(Pass):
     plan: str | None = option(
         default=None, doc="TOML file with bits, group, scheme or skip by name of weight"
     )
+    budget: float | None = option(
+        default=None,
+        minimum=2.0,
+        maximum=8.0,
+        unit="bit",
+        doc="mean bits of a weight: layers get 2 to 8 bits by how much their output errs",
+    )
+    plan_output: str | None = option(
+        default=None, doc="with a budget: file for the plan that it led to"
+    )
     blocks: Literal["auto", "layer", "model"] = option(
         default="auto", doc="what is fitted together: repeated modules, single layers, everything"
     )
@@ -85,11 +95,12 @@ class QuantizeWeights(Pass):
 
     def promise(self) -> Approximate:
         """The bound grows as the step does: 0.1 at 8 bits, twice that for each bit less."""
-        return Approximate(bound=0.1 * 2.0 ** max(0, 8 - self.bits))
+        bits = self.bits if self.budget is None else 2
+        return Approximate(bound=0.1 * 2.0 ** max(0, 8 - bits))
 
     def requires(self) -> frozenset[str]:
         """Calibration data too, for whatever looks at activations."""
-        if self.init == "rtn" and self.rounding == "nearest":
+        if self.init == "rtn" and self.rounding == "nearest" and self.budget is None:
             return self.needs
         return self.needs | {"calibration"}
 
@@ -117,6 +128,8 @@ class QuantizeWeights(Pass):
             storage=self.storage,
             activation_dtype=self.activation_dtype,
             checkpoint=self.checkpoint,
+            budget=self.budget,
+            plan_output=self.plan_output,
         )
         for function in module.functions.values():
             for op in function.ops:

@@ -24,6 +24,7 @@ from imcc.passes.quantization.reconstruction import (
     stretched_sigmoid,
 )
 from imcc.passes.quantization.scaling import clipped_grid
+from imcc.passes.quantization.sensitivity import spend
 
 QUICK = "iterations=15 rounds=6 batch=16 learning_rate=0.02"
 
@@ -391,3 +392,37 @@ def test_weights_and_activations_are_fitted_together(network):
         return float((outputs(module, store, data) - exact).square().mean())
 
     assert share("tesseraq") < 0.7 * share("nearest")
+
+
+# -- budgets --------------------------------------------------------------------------------------
+
+
+def test_a_budget_spends_bits_where_they_help(network, tmp_path):
+    plan = tmp_path / "found.toml"
+    text = f'scheme="asymmetric" budget=3.0 plan_output="{plan}"'
+    module, store, _ = quantised(network, text)
+    found = [op for op in module.walk() if op.name == "quant.dequantize"]
+    sizes = [store.get(op.x.owner.value).numel() for op in found]
+    bits = [op.x.type.quant.bits for op in found]
+    mean = sum(b * n for b, n in zip(bits, sizes, strict=True)) / sum(sizes)
+    assert 2.7 < mean <= 3.0 and len(set(bits)) > 1
+    assert error_of(network, text) < error_of(network, 'scheme="asymmetric" bits=3')
+    again, other, _ = quantised(network, f'scheme="asymmetric" plan="{plan}"')
+    assert list(module.resources) == list(again.resources)
+    assert all(torch.equal(store.get(name), other.get(name)) for name in module.resources)
+
+
+def test_spending_is_never_worse_than_equal_bits():
+    errors = {
+        name: {b: weight * 4.0**-b for b in range(2, 9)}
+        for name, weight in [("a", 1.0), ("b", 30.0), ("c", 1000.0)]
+    }
+    sizes = {"a": 100, "b": 100, "c": 100}
+    for budget in (2, 3.0, 4.5, 8):
+        bits = spend(errors, sizes, budget)
+        assert sum(bits.values()) <= 3 * budget
+        assert sum(errors[n][b] for n, b in bits.items()) <= sum(
+            errors[n][int(budget)] for n in errors
+        )
+    with pytest.raises(DiagnosticError, match="below the fewest"):
+        spend(errors, sizes, 1.5)

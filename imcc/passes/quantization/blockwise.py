@@ -10,7 +10,7 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from imcc.passes.quantization.reconstruction import (
     round_progressively,
 )
 from imcc.passes.quantization.scaling import Fold, clipped_grid, fold_scales, replace_constants
+from imcc.passes.quantization.sensitivity import layer_errors, plan_text, rules_for, spend
 from imcc.passes.quantization.streams import ActivationStore, Streams
 
 
@@ -64,6 +65,8 @@ class Method:
     storage: str = "memory"
     activation_dtype: str = "f32"
     checkpoint: str | None = None
+    budget: float | None = None
+    plan_output: str | None = None
 
     @property
     def uses_data(self) -> bool:
@@ -89,6 +92,8 @@ def quantise_function(
     """Quantise every constant weight of ``function`` that the plan does not skip."""
     blocks = split_blocks(function, method.blocks)
     formats = annotate(blocks, method.form, method.rules)
+    if method.budget is not None:
+        formats = _within_budget(function, blocks, formats, method, context)
     writer = _Writer(rewriter, context)
     if not method.uses_data:
         store = context.weights()
@@ -117,6 +122,33 @@ def quantise_function(
                 block, index, len(blocks), formats, method, streams, context, writer, checkpoint
             )
             streams.retire(blocks[index + 1 :])
+
+
+def _within_budget(
+    function: Function,
+    blocks: Sequence[Block],
+    formats: Mapping[Layer, WeightFormat],
+    method: Method,
+    context: PassContext,
+) -> dict[Layer, WeightFormat]:
+    store = context.weights()
+    streams = Streams(function, context.calibration_batches(), method.batch, ActivationStore())
+    errors = layer_errors(blocks, formats, streams, store)
+    names = {layer: str(_constant(layer).value) for layer in errors}
+    sizes = {names[layer]: store.get(names[layer]).numel() for layer in errors}
+    rules = rules_for(
+        spend({names[layer]: held for layer, held in errors.items()}, sizes, method.budget or 0.0)
+    )
+    if method.plan_output is not None:
+        try:
+            Path(method.plan_output).write_text(plan_text(rules), encoding="utf-8")
+        except OSError as wrong:
+            raise error(codes.OUTPUT, f"cannot write {method.plan_output}: {wrong}") from None
+    made: dict[Layer, WeightFormat] = {}
+    for layer, form in formats.items():
+        (rule,) = (rule for rule in rules if rule.pattern == names[layer])
+        made[layer] = rule.apply(form) or form
+    return made
 
 
 def _quantise_block(
@@ -267,7 +299,7 @@ def _relative(made: Tensor, target: Tensor) -> float:
 
 def _identity(function: Function, method: Method, context: PassContext) -> str:
     """What a checkpoint depends on: options, seed, weights and calibration data."""
-    options = replace(method, checkpoint=None, storage="")
+    options = replace(method, checkpoint=None, storage="", plan_output=None)
     digest = hashlib.sha256(f"{options} {context.seed}".encode())
     for op in function.ops:
         if isinstance(op, core.Constant):
