@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 from imcc._version import __version__
 
 if TYPE_CHECKING:
-    from imcc.driver import CompiledModel, CompileOptions, compile, load
+    from imcc.driver import CompiledModel, CompileOptions, bisect, compile, load, resume
 
-__all__ = ["CompileOptions", "CompiledModel", "__version__", "compile", "load"]
+__all__ = [
+    "CompileOptions",
+    "CompiledModel",
+    "__version__",
+    "bisect",
+    "compile",
+    "load",
+    "resume",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -96,55 +96,36 @@ _set_option = click.option(
 
 
 @cli.command("compile")
-@click.argument("model", metavar="MODEL.py[:NAME]")
-@click.option("--target", default="rram", show_default=True, help="A preset or a TOML file.")
+@click.argument("model", metavar="MODEL.py[:NAME]|FILE.imc")
+@click.option("--target", help="A preset or a TOML file  [default: rram].")
 @click.option("-o", "--output", type=_PATH, help="Folder or .zip to write.")
 @_set_option
 @click.option("--passes", help="Pipeline in place of the target's own.")
 @click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
-@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--seed", type=int, help="Seed of all random draws  [default: 0].")
 @click.option("--sweep/--no-sweep", default=True, show_default=True, help="Vary write noise too.")
 @click.option("--calibrate-on-example", is_flag=True, help="Use example inputs for calibration.")
+@click.option("--check", is_flag=True, help="Measure what each approximate pass costs in accuracy.")
+@click.option("--to", metavar="PHASE", help="Stop after a phase.")
+@click.option("--from", "start", metavar="PHASE", help="Resume from a phase in --dump-phases.")
+@click.option("--dump-phases", type=_PATH, help="Folder for the program at the end of each phase.")
+@click.option("--reproducer", type=_PATH, help="Folder to write for a pass that crashes.")
+@_pass_options
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @_json_option
-def compile_command(
-    model: str,
-    target: str,
-    output: Path | None,
-    overrides: tuple[str, ...],
-    passes: str | None,
-    trials: int,
-    seed: int,
-    sweep: bool,
-    calibrate_on_example: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Compile a model file, evaluate it, and report cost and accuracy."""
-    from imcc.cli.progress import progress
-    from imcc.driver import CompileOptions, compile_file
-    from imcc.report.dot import program_dot, render_svg
-    from imcc.runtime.artifact import check_output
+def compile_command(model: str, **given: Any) -> None:
+    """Compile a model file, evaluate it, and report cost and accuracy.
 
-    if output is not None:
-        check_output(output, force=force)
-    options = CompileOptions(target, overrides, passes, trials, seed, sweep, calibrate_on_example)
-    with progress() as report_progress:
-        made = compile_file(model, options, report_progress)
-    report = made.report()
+    FILE.imc from a folder of --dump-phases goes on from its phase, with the target, seed and
+    calibration data of that folder.
+    """
+    from imcc.cli.compiling import CompileCommand, compile_program
+
+    report, made = compile_program(model, CompileCommand(**given))
     _show_warnings(report)
-    if output is not None:
-        dot = program_dot(made.module, report)
-        extra = {"program.dot": dot.encode()}
-        svg, reason = render_svg(dot)
-        if svg is None:
-            click.echo(f"note: {reason}; wrote program.dot without program.svg", err=True)
-        else:
-            extra["program.svg"] = svg
-        made.save(output, force=force, extra=extra)
-    _show_report(report, as_json)
-    if output is not None:
-        click.echo(f"wrote {output}", err=True)
+    _show_report(report, given["as_json"])
+    if made is not None:
+        click.echo(f"wrote {made}", err=True)
 
 
 @cli.command("eval")
@@ -209,7 +190,8 @@ def eval_command(
 
 
 @cli.command("run")
-@click.argument("artifact", type=_PATH)
+@click.argument("artifact", metavar="ARTIFACT|FILE.imc", type=_PATH)
+@click.option("--target", help="For an .imc file that stands alone: a preset or a TOML file.")
 @click.option("--model", help="Model file with evaluation_data() and metric().")
 @click.option("--data", type=_PATH, help=".npz or .safetensors with inputs.")
 @click.option("-o", "--output", type=_PATH, help=".npz file for the outputs.")
@@ -220,6 +202,7 @@ def eval_command(
 @_json_option
 def run_command(
     artifact: Path,
+    target: str | None,
     model: str | None,
     data: Path | None,
     output: Path | None,
@@ -229,7 +212,10 @@ def run_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Run a compiled artifact: a metric over trials (--model), or outputs for inputs (--data)."""
+    """Run a compiled artifact, or a program of any phase as it stands.
+
+    Gives a metric over trials (--model), or outputs for inputs (--data).
+    """
     from imcc.cli.progress import progress
     from imcc.cli.running import run_data, run_metric
     from imcc.driver import load
@@ -238,7 +224,7 @@ def run_command(
         raise click.UsageError("give either --model MODEL.py or --data FILE")
     if data is not None and output is None:
         raise click.UsageError("--data needs -o FILE.npz for the outputs")
-    made = load(artifact)
+    made = load(artifact, target=target, costs=False)
     with progress() as report_progress:
         if model is not None:
             result = run_metric(made, model, trials, seed, not noise_off, report_progress)
@@ -262,7 +248,7 @@ def run_command(
 
 
 @cli.command("report")
-@click.argument("artifact", type=_PATH)
+@click.argument("artifact", metavar="ARTIFACT|FILE.imc", type=_PATH)
 @click.option(
     "--by",
     type=click.Choice(["layer", "component", "tile", "pass", "op"]),
@@ -282,7 +268,7 @@ def report_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show the report of a compiled artifact.
+    """Show the report of a compiled artifact, or of an .imc file with the passes it still lacks.
 
     --why takes a layer, a scope, a component, or nothing for the total, and a quantity:
     stem.3.energy_pj, block.latency_ns, adc.area_um2, energy_pj, @deploy.latency_ns.

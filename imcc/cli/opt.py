@@ -137,7 +137,7 @@ def _input_names(module: Module) -> list[str]:
 def _bisect(
     module: Module, options: OptOptions, context: PassContext, pipeline: tuple[Pass, ...]
 ) -> None:
-    from imcc.driver.bisect import bisect
+    from imcc.driver.bisection import bisect
     from imcc.ir.semantics.tensor_files import read_inputs
 
     inputs = read_inputs(Path(str(options.bisect)), _input_names(module))

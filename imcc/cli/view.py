@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from imcc.driver import CompiledModel, load
+from imcc.driver import CompiledModel, load, resume
 from imcc.ir import codes
 from imcc.ir.diagnostics import error, nearest
 
@@ -30,7 +30,7 @@ def report(
         raise click.UsageError("give either --by or --why")
     if trace is not None:
         check_new_file(trace, force)
-    made = load(artifact)
+    made = resume(artifact) if artifact.suffix == ".imc" else load(artifact)
     if entry not in made.report_data["entry_points"]:
         raise error(
             codes.USAGE,

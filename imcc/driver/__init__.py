@@ -1,6 +1,17 @@
 """The whole way from a model to a :class:`CompiledModel`: ``imcc.compile`` and the CLI."""
 
-from imcc.driver.compiled import CompiledModel, load
-from imcc.driver.compiler import CompileOptions, compile, compile_file
+from imcc.driver.bisection import bisect
+from imcc.driver.compiled import CompiledModel
+from imcc.driver.compiler import compile, compile_file
+from imcc.driver.options import CompileOptions
+from imcc.driver.resuming import load, resume
 
-__all__ = ["CompileOptions", "CompiledModel", "compile", "compile_file", "load"]
+__all__ = [
+    "CompileOptions",
+    "CompiledModel",
+    "bisect",
+    "compile",
+    "compile_file",
+    "load",
+    "resume",
+]

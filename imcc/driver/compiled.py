@@ -80,9 +80,9 @@ class CompiledModel:
         save_artifact(artifact, Path(path), force=force)
 
 
-def load(path: str | Path) -> CompiledModel:
+def load_artifact_model(path: Path) -> CompiledModel:
     """Load an artifact, a folder or a zip, and execute nothing in it; raises ``ARTIFACT``."""
-    held = load_artifact(Path(path))
+    held = load_artifact(path)
     signature = Signature.from_json(held.report.get("signature"), held.module)
     seed = held.report.get("seed")
     return CompiledModel(

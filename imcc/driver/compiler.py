@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imcc._version import __version__
-from imcc.backends.api import Backend, Target, find_backend
+from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
 from imcc.driver.compiled import CompiledModel
-from imcc.driver.data import as_inputs, calibration_batches, evaluation_set, fit_batches
-from imcc.driver.evaluation import Evaluated, evaluate_accuracy
+from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
+from imcc.driver.options import CompileOptions
+from imcc.driver.phase_folder import Dump
 from imcc.driver.signature import Signature, input_names
+from imcc.driver.stages import Start, finish, start_of
 from imcc.driver.test_set import MetricTestSet, TestSet
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import ModelFile, load_model_file
 from imcc.ir import codes
-from imcc.ir.cost import SCHEMA_VERSION, CostRecord
-from imcc.ir.diagnostics import Diagnostic, error
-from imcc.ir.module import Module, clone_function
-from imcc.ir.verifier import verify
+from imcc.ir.diagnostics import error
 from imcc.passes.infrastructure import (
-    PassContext,
-    PassRecord,
     Progress,
+    Timing,
+    known_phase,
     no_progress,
     parse_pipeline,
-    print_pipeline,
-    run_pipeline,
+    passes_after,
 )
-from imcc.runtime.artifact import WEIGHTS
-from imcc.runtime.history import HistoryRecorder
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """Options of a compilation.
-
-    ``target`` is a preset's name or a TOML file, ``overrides`` are ``"key.path=value"`` strings.
-    ``passes`` is a pipeline as text; None takes the target's own. ``trials`` noisy trials are
-    evaluated when there is evaluation data; ``sweep`` adds the sweep over write noise.
-    ``calibrate_on_example`` allows the example inputs to serve as calibration data.
-    """
-
-    target: str = "rram"
-    overrides: tuple[str, ...] = ()
-    passes: str | None = None
-    trials: int = 0
-    seed: int = 0
-    sweep: bool = True
-    calibrate_on_example: bool = False
 
 
 def compile(
@@ -73,6 +47,10 @@ def compile(
     sweep: bool = True,
     calibrate_on_example: bool = False,
     name: str = "model",
+    to: str | None = None,
+    dump_phases: str | Path | None = None,
+    start: str | None = None,
+    check: bool = False,
     progress: Progress = no_progress,
 ) -> CompiledModel:
     """Compile a PyTorch model for a target.
@@ -80,8 +58,9 @@ def compile(
     ``example_inputs`` is a tensor or a tuple of them, batch first. ``calibration`` is a list of
     input tuples from the training set (see :func:`imcc.driver.data.calibration_batches`).
     ``evaluation`` is ``(inputs, targets)``; with ``metric(outputs, targets)`` the report gets an
-    accuracy section, with ``trials`` noisy trials. Raises :class:`DiagnosticError` for whatever is
-    wrong with the model, the data, the target or the passes.
+    accuracy section, with ``trials`` noisy trials. :class:`CompileOptions` explains ``to``,
+    ``dump_phases``, ``start`` and ``check``. Raises :class:`DiagnosticError` for whatever is wrong
+    with the model, the data, the target or the passes.
     """
     from torch import nn
 
@@ -92,7 +71,17 @@ def compile(
             help="wrap a function into a module with a forward method",
         )
     options = CompileOptions(
-        target, tuple(overrides), passes, trials, seed, sweep, calibrate_on_example
+        target,
+        tuple(overrides),
+        passes,
+        trials,
+        seed,
+        sweep,
+        calibrate_on_example,
+        to,
+        Path(dump_phases) if dump_phases is not None else None,
+        start,
+        check,
     )
     return _compile(
         model,
@@ -118,6 +107,8 @@ def compile_file(
     ``test_set`` is evaluated in place of the file's ``evaluation_data()``.
     """
     held = spec if isinstance(spec, ModelFile) else load_model_file(spec)
+    if options.check and test_set is None:
+        held.require("evaluation_data", "measuring what each pass costs in accuracy")
     calibration = held.calibration_data() if held.calibration_data is not None else None
     if test_set is None and held.evaluation_data is not None:
         test_set = _test_set(held.evaluation_data(), held.require("metric", "evaluation"))
@@ -148,86 +139,69 @@ def _compile(
     backend = find_backend(target.backend)
     text = options.passes if options.passes is not None else backend.pipeline(target)
     passes = parse_pipeline(text)
-    progress(0, 3, "capture")
+    timing = options.timing or Timing()
+    with timing.span("capture"):
+        progress(0, 3, "capture")
+        start = _start(model, example_inputs, options, name, source)
+    needed = passes_after(passes, start.module.phase)
+    lacking = calibration is None and any("calibration" in item.requires() for item in needed)
+    if lacking and not options.calibrate_on_example and source is not None:
+        source.require("calibration_data", "calibration of input and converter ranges")
+    if options.check and test_set is None:
+        raise error(
+            codes.BAD_DATA,
+            "there is nothing to check passes on",
+            help="give evaluation=(inputs, targets) and metric=...",
+        )
+    batches = _calibration(calibration, example_inputs, options, start.signature)
+    return finish(start, target, passes, batches, options, test_set, timing, progress)
+
+
+def _start(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    options: CompileOptions,
+    name: str,
+    source: ModelFile | None,
+) -> Start:
+    """The captured program, or the dump of the phase to resume from."""
+    dump: Dump | None = None
+    if options.start is not None:
+        dump = _resumed(options.start, options.dump_phases)
+    file = Path(str(source.path)).name if source is not None else None
+    if dump is not None and dump.captured().module.phase == "captured":
+        return start_of(dump, name, file)
     captured = capture(model, example_inputs, name=_identifier(name))
     signature = Signature.of(captured, input_names(model, len(example_inputs)))
-    needed = any("calibration" in item.requires() for item in passes)
-    if needed and calibration is None and not options.calibrate_on_example and source is not None:
-        source.require("calibration_data", "calibration of input and converter ranges")
-    batches = _calibration(calibration, example_inputs, options, signature)
-    if batches is not None:
-        batches = fit_batches(batches, captured.module.function())
-    module = captured.module.clone()
-    verify(module)
-    for function in module.functions.values():
-        function.target = target.name
-    resources = captured.resources.copy()
-    context = PassContext(
-        resources=resources,
-        target=target,
-        backend=backend,
-        calibration=batches,
-        seed=options.seed,
-        progress=progress,
-        estimator=lambda function, other, activity: estimate(
-            captured.module, function.name, other or target, context, activity
-        ),
-        legality=backend.legal,
-    )
-    recorder = HistoryRecorder(module)
-    records = run_pipeline(module, passes, context, instruments=(recorder,))
-    context.rewriter(module, "driver").set_resource_file(WEIGHTS)
-    made = CompiledModel(
-        module,
-        resources,
-        target,
+    return Start(
+        dump.module if dump is not None else captured.module,
+        dump.resources if dump is not None else captured.resources,
         signature,
-        {},
-        tuple(records),
-        seed=options.seed,
-        history=recorder.history(),
+        captured.module,
+        captured.resources,
+        name,
+        file,
+        captured.warnings,
+        dump,
     )
-    accuracy: Evaluated | None = None
-    if test_set is not None:
-        accuracy = evaluate_accuracy(
-            captured,
-            made,
-            backend,
-            test_set,
-            trials=options.trials,
-            seed=options.seed,
-            sweep=options.sweep,
-            progress=progress,
+
+
+def _resumed(phase: str, folder: Path | None) -> Dump:
+    known_phase(phase)
+    if folder is None:
+        raise error(
+            codes.USAGE,
+            f"there is no folder to resume the phase {phase!r} from",
+            help="name the folder of an earlier run with --dump-phases DIR",
         )
-    warnings = [*captured.warnings, *context.warnings]
-    made.report_data = _report(
-        made, backend, name, source, print_pipeline(passes), records, accuracy, warnings
-    )
-    return made
-
-
-def estimate(
-    module: Module, function: str, target: Target, context: PassContext, activity: str = "assumed"
-) -> CostRecord:
-    """Cost of a function of a captured module on a target, through its default pipeline.
-
-    The module is cloned; ``context`` provides weights and calibration data.
-    """
-    backend = find_backend(target.backend)
-    copy = Module(module.name, phase=module.phase)
-    copy.resources = dict(module.resources)
-    copy.states = dict(module.states)
-    copy.add_function(clone_function(module.function(function)))
-    inner = dataclasses.replace(
-        context,
-        target=target,
-        backend=backend,
-        resources=context.weights().copy(),
-        legality=backend.legal,
-        warnings=[],
-    )
-    run_pipeline(copy, parse_pipeline(backend.pipeline(target)), inner)
-    return backend.cost(copy, function, target, activity)  # type: ignore[arg-type]
+    dump = Dump.read(folder / f"{phase}.imc")
+    if dump.module.phase != phase:
+        raise error(
+            codes.USAGE,
+            f"{dump.path} holds a program of phase {dump.module.phase!r}, not {phase!r}",
+            help="rename the file to the phase that it holds",
+        )
+    return dump
 
 
 def _test_set(evaluation: Any, metric: Callable[[Any, Any], Any] | None) -> TestSet | None:
@@ -253,47 +227,3 @@ def _calibration(
 def _identifier(name: str) -> str:
     made = "".join(char if char.isalnum() or char in "_.-" else "_" for char in name)
     return made if made and made.isascii() and made[0].isalnum() else "model"
-
-
-def _report(
-    made: CompiledModel,
-    backend: Backend,
-    name: str,
-    source: ModelFile | None,
-    pipeline: str,
-    records: Sequence[PassRecord],
-    accuracy: Evaluated | None,
-    warnings: Sequence[Diagnostic],
-) -> dict[str, Any]:
-    points: dict[str, Any] = {}
-    for function in made.module.functions:
-        points[function] = backend.cost(made.module, function, made.target).to_json()
-    main = points["inference"]
-    file = str(source.path) if source is not None else None
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "imcc_version": __version__,
-        "model": {"name": name, "file": Path(file).name if file else None},
-        "targets": [
-            {
-                "name": made.target.name,
-                "backend": made.target.backend,
-                "sha256": made.target.sha256,
-            }
-        ],
-        "seed": made.seed,
-        "phase": made.module.phase,
-        "pipeline": pipeline,
-        "passes": [
-            {"pass": item.text, "seconds": item.seconds, "changes": len(item.journal.changes)}
-            for item in records
-        ],
-        "energy_pj": main["energy_pj"],
-        "latency_ns": main["latency_ns"],
-        "area_um2": main["area_um2"],
-        "resources": main["resources"],
-        "entry_points": points,
-        "accuracy": accuracy.to_json() if accuracy is not None else None,
-        "warnings": [item.to_json() for item in warnings],
-        "signature": made.signature.to_json(),
-    }

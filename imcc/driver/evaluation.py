@@ -9,8 +9,15 @@ from imcc.backends.api import Backend
 from imcc.driver.compiled import CompiledModel
 from imcc.driver.signature import Signature
 from imcc.driver.test_set import Measured, TestSet
-from imcc.frontend.capture import Captured
-from imcc.passes.infrastructure import Progress
+from imcc.ir.module import Module
+from imcc.passes.infrastructure import (
+    Approximate,
+    Instrument,
+    Pass,
+    PassContext,
+    PassRecord,
+    Progress,
+)
 from imcc.runtime.executor import Executor
 from imcc.runtime.trials import TrialStatistics
 
@@ -51,7 +58,7 @@ class Evaluated:
 
 
 def evaluate_accuracy(
-    captured: Captured,
+    reference: Executor,
     made: CompiledModel,
     backend: Backend,
     test_set: TestSet,
@@ -61,15 +68,17 @@ def evaluate_accuracy(
     sweep: bool,
     progress: Progress,
 ) -> Evaluated:
-    """Evaluate on one test set; noisy trials share it, so their interval is over devices alone."""
+    """Evaluate on one test set; ``reference`` runs the program as captured.
+
+    Noisy trials share the test set, so their interval is over devices alone.
+    """
 
     def run(executor: Executor, signature: Signature, count: int, noisy: bool) -> Measured:
         return test_set.measure(
             executor, signature, trials=count, seed=seed, noisy=noisy, progress=progress
         )
 
-    reference = Executor(captured.module, captured.resources)
-    in_float = run(reference, Signature.of(captured, made.signature.names), 1, False)
+    in_float = run(reference, made.signature, 1, False)
     exact = run(made.executor, made.signature, 1, False)
     noisy: TrialStatistics | None = None
     levels: list[tuple[float, TrialStatistics]] = []
@@ -83,6 +92,70 @@ def evaluate_accuracy(
             executor = Executor(made.module, made.resources, target, backend)
             levels.append((level, run(executor, made.signature, count, True).statistics))
     return Evaluated(test_set.name, test_set.samples, in_float, exact, noisy, tuple(levels))
+
+
+@dataclass(frozen=True)
+class CheckedPass:
+    """The metric on the program before and after one approximate pass, without noise."""
+
+    text: str
+    promise: str
+    before: float
+    after: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "pass": self.text,
+            "promise": self.promise,
+            "before": self.before,
+            "after": self.after,
+            "change": self.after - self.before,
+        }
+
+
+class CheckAccuracy(Instrument):
+    """Measures what each approximate pass does to the metric; ``steps`` holds the results."""
+
+    def __init__(self, test_set: TestSet, signature: Signature, seed: int) -> None:
+        self.test_set, self.signature, self.seed = test_set, signature, seed
+        self.steps: list[CheckedPass] = []
+        self._value: float | None = None
+
+    def before(self, item: Pass, module: Module, context: PassContext) -> None:
+        """Measure in front of an approximate pass, unless that number is known."""
+        if not isinstance(item.promise(), Approximate):
+            return
+        if self._value is None or item.ideal_before:
+            self._value = self._measure(module, context, item.ideal_before)
+
+    def after(self, item: Pass, record: PassRecord, module: Module, context: PassContext) -> None:
+        """Measure behind it."""
+        before = self._value
+        if record.changed:
+            self._value = None
+        if before is None or not isinstance(item.promise(), Approximate):
+            return
+        after = before
+        if record.changed:
+            after = self._measure(module, context, item.ideal_after)
+        self._value = None if item.ideal_after else after
+        self.steps.append(CheckedPass(record.text, str(item.promise()), before, after))
+
+    def _measure(self, module: Module, context: PassContext, ideal: bool) -> float:
+        if ideal:
+            module = context.backend.idealised(module, context.target)
+        executor = Executor(module, context.weights(), context.target, context.backend)
+        with context.timing.span("check accuracy"):
+            measured = self.test_set.measure(
+                executor,
+                self.signature,
+                trials=1,
+                seed=self.seed,
+                noisy=False,
+                progress=context.progress,
+            )
+        return measured.statistics.mean
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

@@ -122,6 +122,22 @@ def _accuracy(console: Any, accuracy: dict[str, Any] | None) -> None:
             f"{level['trials']} trials",
         )
     console.print(table)
+    _checked(console, accuracy.get("passes") or [])
+
+
+def _checked(console: Any, passes: list[dict[str, Any]]) -> None:
+    """What each approximate pass did to the metric, if that was measured."""
+    if not passes:
+        return
+    table = table_of("What passes cost in accuracy", "pass", "before", "after", "change")
+    for item in passes:
+        table.add_row(
+            plain(item["pass"]),
+            _percent(item["before"]),
+            _percent(item["after"]),
+            f"{item['change']:+.4f}",
+        )
+    console.print(table)
 
 
 def _totals(console: Any, report: dict[str, Any]) -> None:

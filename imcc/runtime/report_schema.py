@@ -92,6 +92,13 @@ class _Level(_Statistics):
     sigma_fraction: float
 
 
+class _CheckedPass(_Part):
+    pass_: str = Field(alias="pass")
+    before: float
+    after: float
+    change: float
+
+
 class _Accuracy(_Part):
     samples: int
     metric: str
@@ -101,6 +108,7 @@ class _Accuracy(_Part):
     noise_free_ci95: list[float] | None = Field(min_length=2, max_length=2)
     noisy: _Statistics | None
     write_noise_sweep: list[_Level]
+    passes: list[_CheckedPass] | None = None
 
 
 class _Report(_Part):

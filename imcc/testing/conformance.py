@@ -44,6 +44,7 @@ from imcc.ir.text import parse_module, print_module
 from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import (
     PassContext,
+    begin,
     parse_pipeline,
     passes_after,
     passes_until,
@@ -144,6 +145,7 @@ class Subject:
             legality=self.instance.legal,
         )
         passes = parse_pipeline(self.instance.pipeline(target))
+        begin(module, context)
         run_pipeline(module, passes_until(passes, "optimized"), context)
         neutral = module.clone()
         run_pipeline(module, passes_after(passes, "optimized"), context)

@@ -14,7 +14,7 @@ import torch
 from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
 from imcc.cli.main import main
-from imcc.driver.bisect import bisect
+from imcc.driver.bisection import bisect
 from imcc.driver.data import calibration_batches, evaluation_set
 from imcc.frontend.capture import capture
 from imcc.frontend.model_file import load_model_file

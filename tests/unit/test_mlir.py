@@ -1,8 +1,7 @@
 """The door to MLIR: what is exported, and that MLIR's readers take it."""
 
-import math
 import re
-import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from imcc.ir.registry import load_all_dialects
 from imcc.ir.text.mlir import export_mlir
 from imcc.testing.examples import example_module
 from imcc.testing.golden import read_golden
+from imcc.testing.mlir import check_export, read_with_xdsl
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """// imc 1
@@ -81,77 +81,17 @@ def test_command_line_and_artifact(tmp_path, capsys):
 # -- read by xdsl ----------------------------------------------------------------------------------
 
 
-def read(text):
-    """The module as xdsl reads and verifies it."""
-    pytest.importorskip("xdsl", reason="xdsl is not installed: pip install 'imcc[mlir]'")
-    from xdsl.context import Context
-    from xdsl.dialects.builtin import Builtin
-    from xdsl.dialects.func import Func
-    from xdsl.parser import Parser
-
-    context = Context(allow_unregistered=True)
-    context.load_dialect(Builtin)
-    context.load_dialect(Func)
-    module = Parser(context, text).parse_module()
-    module.verify()
-    return module
+needs_xdsl = pytest.mark.skipif(
+    find_spec("xdsl") is None, reason="xdsl is not installed: pip install 'imcc[mlir]'"
+)
 
 
-def check(module):
-    """Export a module, read it with xdsl, and compare every op with where it came from."""
-    from xdsl.dialects import builtin
-    from xdsl.dialects.builtin import UnregisteredOp
-    from xdsl.dialects.func import FuncOp
-
-    made = read(export_mlir(module))
-    functions = {item.sym_name.data: item for item in made.walk() if isinstance(item, FuncOp)}
-    assert list(functions) == list(module.functions)
-    for name, function in module.functions.items():
-        twins = list(functions[name].body.block.ops)
-        ops = list(function.ops)
-        assert len(twins) == len(ops)
-        order = {value: number for number, value in enumerate(every_value(function))}
-        seen = list(functions[name].body.block.args) + [r for t in twins for r in t.results]
-        for op, twin in zip(ops, twins, strict=True):
-            if isinstance(twin, UnregisteredOp):
-                assert twin.op_name.data == op.name
-                held = twin.attributes
-                for key, value in op.attributes.items():
-                    if value is not None:
-                        assert same(held[key], value, builtin), (op.name, key)
-            else:
-                assert (twin.name, op.name) == ("func.return", "core.return")
-            assert [seen.index(item) for item in twin.operands] == [
-                order[value] for value in op.operands
-            ]
-
-
-def every_value(function):
-    return [*function.arguments, *(value for op in function.ops for value in op.results)]
-
-
-def same(held, value, builtin):
-    if isinstance(value, tuple):
-        pairs = zip(held.data, value, strict=True)
-        return all(same(one, other, builtin) for one, other in pairs)
-    if isinstance(held, builtin.FloatAttr):
-        return struct.pack(">d", held.value.data) == struct.pack(">d", value) or (
-            math.isnan(value) and math.isnan(held.value.data)
-        )
-    if isinstance(held, builtin.IntegerAttr):
-        # xdsl reads `true` as the only negative number of one bit.
-        return abs(held.value.data) == value if value is True else held.value.data == value
-    if isinstance(held, builtin.SymbolRefAttr):
-        return held.root_reference.data == value
-    return held.data == str(value)
-
-
+@needs_xdsl
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "tests/golden").glob("*/*.imc")), ids=lambda p: p.stem
 )
 def test_goldens_are_read_by_xdsl(path):
     """Inputs and outputs of every golden that are modules."""
-    pytest.importorskip("xdsl", reason="xdsl is not installed: pip install 'imcc[mlir]'")
     golden = read_golden(path)
     parts = [golden.input, *re.split(r"^// ====.*$", golden.expected, flags=re.MULTILINE)]
     count = 0
@@ -160,20 +100,20 @@ def test_goldens_are_read_by_xdsl(path):
             module = parse_module(text)
         except DiagnosticError:
             continue
-        check(module)
+        check_export(module)
         count += 1
     assert count or path.parent.name == "errors", "the golden holds no module"
 
 
+@needs_xdsl
 def test_examples_of_all_ops_are_read_by_xdsl():
-    pytest.importorskip("xdsl", reason="xdsl is not installed: pip install 'imcc[mlir]'")
     load_all_dialects()
     for op in list(OPS.values()):
-        check(example_module(op))
+        check_export(example_module(op))
 
 
+@needs_xdsl
 def test_floats_names_and_strings_that_mlir_writes_otherwise():
-    pytest.importorskip("xdsl", reason="xdsl is not installed: pip install 'imcc[mlir]'")
     text = (
         '// imc 1\nmodule @m phase("captured") {\n'
         "  func @inference(%x: tensor<Bx4xf32>) -> tensor<Bx4xf32> {\n"
@@ -182,8 +122,8 @@ def test_floats_names_and_strings_that_mlir_writes_otherwise():
         "    core.return %y\n  }\n}\n"
     )
     module = parse_module(text)
-    check(module)
-    made = read(export_mlir(module))
+    check_export(module)
+    made = read_with_xdsl(export_mlir(module))
     scopes = [op.attributes["scope"] for op in made.walk() if "scope" in op.attributes]
     held = [item.data if isinstance(item.data, bytes) else item.data.encode() for item in scopes]
     assert held == ["größe\\\n".encode()]

@@ -17,7 +17,7 @@ class ReferenceBackend(Backend):
     """The interpreter as a target: what the model means, to compare hardware against."""
 
     name: ClassVar[str] = "reference"
-    last_phase: ClassVar[str] = "captured"
+    last_phase: ClassVar[str] = "optimized"
 
     def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
         """A target with no keys but ``backend`` and ``summary``."""

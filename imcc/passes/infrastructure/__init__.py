@@ -16,7 +16,13 @@ from imcc.passes.infrastructure.instruments import (
     PrintAfterChange,
     VerifyEach,
 )
-from imcc.passes.infrastructure.phases import by_phase, passes_after, passes_until
+from imcc.passes.infrastructure.phases import (
+    begin,
+    by_phase,
+    known_phase,
+    passes_after,
+    passes_until,
+)
 from imcc.passes.infrastructure.pipeline import (
     PassRecord,
     parse_pipeline,
@@ -42,8 +48,10 @@ __all__ = [
     "Timing",
     "VerifyEach",
     "WithinTolerance",
+    "begin",
     "by_phase",
     "find_pass",
+    "known_phase",
     "no_progress",
     "option",
     "parse_pipeline",

@@ -6,7 +6,7 @@ that many dumps of a large model share their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 class DumpFolder:
     """A folder that modules are written to, each under a stem of its own."""
 
-    def __init__(self, path: Path, ours: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ours: Callable[[str], bool] | None = None,
+        kept: Collection[str] = (),
+    ) -> None:
         """Make the folder.
 
-        ``ours`` tells by the name which files in it may be replaced; they are removed. Raises
-        ``OUTPUT`` if the folder holds anything else, or cannot be made.
+        ``ours`` tells by the name which files in it may be replaced; they are removed, but for
+        those ``kept``. Raises ``OUTPUT`` if the folder holds anything else, or cannot be made.
         """
         self.path = path
         self._weights: dict[str, dict[str, str | None]] = {}
@@ -41,7 +46,8 @@ class DumpFolder:
                 )
             path.mkdir(parents=True, exist_ok=True)
             for name in held:
-                (path / name).unlink()
+                if name not in kept:
+                    (path / name).unlink()
         except OSError as wrong:
             raise unwritable(path, wrong) from None
 

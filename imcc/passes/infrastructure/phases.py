@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import error, nearest
-from imcc.ir.module import PHASES
+from imcc.ir.module import PHASES, Module
 from imcc.passes.infrastructure.base import Pass
+from imcc.passes.infrastructure.context import PassContext
 
 
 def by_phase(passes: Sequence[Pass]) -> dict[str, tuple[Pass, ...]]:
@@ -27,7 +28,7 @@ def by_phase(passes: Sequence[Pass]) -> dict[str, tuple[Pass, ...]]:
 
 def passes_after(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
     """The passes that a module at the end of ``phase`` still needs."""
-    known(phase, PHASES)
+    known_phase(phase)
     rank = PHASES.index(phase)
     return tuple(
         item
@@ -39,7 +40,7 @@ def passes_after(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
 
 def passes_until(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
     """The passes up to the end of ``phase``; a diagnostic if the pipeline never gets there."""
-    known(phase, PHASES)
+    known_phase(phase)
     parts = by_phase(passes)
     if phase not in parts:
         raise error(
@@ -55,12 +56,18 @@ def passes_until(passes: Sequence[Pass], phase: str) -> tuple[Pass, ...]:
     return tuple(made)
 
 
-def known(phase: str, phases: Sequence[str]) -> None:
+def begin(module: Module, context: PassContext) -> None:
+    """Move a captured module on to ``optimized``: from here on passes may change what it holds."""
+    if module.phase == "captured":
+        context.rewriter(module, "phases").set_phase("optimized")
+
+
+def known_phase(phase: str) -> None:
     """Raise a diagnostic with the nearest names if there is no such phase."""
-    if phase not in phases:
+    if phase not in PHASES:
         raise error(
             codes.USAGE,
             f"there is no phase {phase!r}",
-            suggestions=nearest(phase, phases),
-            help=f"phases in order: {', '.join(phases)}",
+            suggestions=nearest(phase, PHASES),
+            help=f"phases in order: {', '.join(PHASES)}",
         )
