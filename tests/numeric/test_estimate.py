@@ -5,7 +5,7 @@ from torch import nn
 
 from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
-from imcc.driver.compiler import estimate
+from imcc.driver.stages import estimate
 from imcc.frontend.capture import capture
 from imcc.ir import print_module
 from imcc.passes.infrastructure import PassContext
