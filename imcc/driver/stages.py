@@ -209,6 +209,7 @@ def estimate(
     """
     backend = find_backend(target.backend)
     copy = Module(module.name, phase=module.phase)
+    copy.sizes = dict(module.sizes)
     copy.resources = dict(module.resources)
     copy.states = dict(module.states)
     copy.add_function(clone_function(module.function(function)))

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from imcc.frontend import aten_layers, aten_tensors
+from imcc.frontend import aten_elementwise, aten_index, aten_layers, aten_products, aten_tensors
 from imcc.frontend.rules import HINTS, RULES
 
-__all__ = ["HINTS", "RULES", "aten_layers", "aten_tensors"]
+__all__ = [
+    "HINTS",
+    "RULES",
+    "aten_elementwise",
+    "aten_index",
+    "aten_layers",
+    "aten_products",
+    "aten_tensors",
+]

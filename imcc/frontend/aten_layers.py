@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from imcc.frontend.convert import Const, Converter, Rule
-from imcc.frontend.rules import Argument, aten_rule, check_same_dtype
+import torch
+
+from imcc.frontend.aten_tensors import reshaped
+from imcc.frontend.convert import Argument, Converter, Rule
+from imcc.frontend.rules import aten_rule
 from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.ops import Value
+from imcc.ir.semantics.resources import TORCH_DTYPES
 
 
-def _rank(x: Argument) -> int:
-    return tensor(x).rank if isinstance(x, Value) else x.tensor.dim()
+def _rank(c: Converter, x: Argument) -> int:
+    return tensor(c.value(x)).rank
 
 
 def _spread(c: Converter, what: str, sizes: Sequence[Any] | int, count: int) -> tuple[int, ...]:
@@ -27,41 +32,6 @@ def _spread(c: Converter, what: str, sizes: Sequence[Any] | int, count: int) -> 
 # -- layers ---------------------------------------------------------------------------------------
 
 
-@aten_rule("linear")
-def _linear(c: Converter, x: Argument, weight: Argument, bias: Argument | None) -> Value:
-    return c.emit(nn.Linear(x=c.value(x), weight=c.value(weight), bias=c.optional(bias))).y
-
-
-def _product(c: Converter, x: Argument, other: Argument, bias: Argument | None) -> Value:
-    if not isinstance(other, Const) or other.tensor.dim() != 2:
-        raise c.refuse(
-            "the right factor is not a constant matrix",
-            reason="a product of two activations needs a matrix that is written at run time",
-            help="only products with weights are supported",
-        )
-    weight = other.transpose
-    if weight is None:
-        made = other.tensor.t().contiguous()
-        weight = Const(f"{other.name}.transposed", made, other.scope, other)
-    return c.emit(nn.Linear(x=c.value(x), weight=c.value(weight), bias=c.optional(bias))).y
-
-
-@aten_rule("mm", "matmul")
-def _mm(c: Converter, x: Argument, mat2: Any = None, other: Any = None) -> Value:
-    return _product(c, x, mat2 if other is None else other, None)
-
-
-@aten_rule("addmm")
-def _addmm(
-    c: Converter, x: Argument, mat1: Argument, mat2: Argument, beta: float, alpha: float
-) -> Value:
-    if beta != 1 or alpha != 1:
-        raise c.refuse(f"beta = {beta} and alpha = {alpha} must both be 1")
-    if isinstance(x, Const) and x.tensor.dim() == 1:
-        return _product(c, mat1, mat2, x)
-    return c.emit(core.Add(a=_product(c, mat1, mat2, None), b=c.value(x))).y
-
-
 @aten_rule("conv1d", "conv2d", "conv3d")
 def _conv(
     c: Converter,
@@ -73,7 +43,7 @@ def _conv(
     dilation: Any,
     groups: int,
 ) -> Value:
-    count = _rank(weight) - 2
+    count = _rank(c, weight) - 2
     return c.emit(
         nn.Conv(
             x=c.value(x),
@@ -193,6 +163,52 @@ def _native_layer_norm(c: Converter, **arguments: Any) -> tuple[Value | None, ..
     return (_layer_norm(c, **arguments), None, None)
 
 
+@aten_rule("rms_norm")
+def _rms_norm(
+    c: Converter,
+    x: Argument,
+    normalized_shape: Sequence[int],
+    weight: Argument | None,
+    eps: float | None,
+) -> Value:
+    held = c.value(x)
+    made = nn.RmsNorm(
+        x=held,
+        weight=c.optional(weight),
+        normalized_shape=_spread(c, "normalized_shape", normalized_shape, len(normalized_shape)),
+        eps=torch.finfo(TORCH_DTYPES[str(tensor(held).element)]).eps if eps is None else eps,
+    )
+    return c.emit(made).y
+
+
+@aten_rule("group_norm")
+def _group_norm(
+    c: Converter,
+    x: Argument,
+    num_groups: int,
+    weight: Argument | None,
+    bias: Argument | None,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """A layer norm of each group as one axis, then a factor and a shift for each channel."""
+    held = c.value(x)
+    batch, channels, *spatial = tensor(held).shape
+    sizes = [size for size in (channels, *spatial) if isinstance(size, int)]
+    if len(sizes) != 1 + len(spatial):
+        raise c.refuse("normalises over an axis of symbolic size")
+    width = math.prod(sizes) // num_groups
+    apart = reshaped(c, held, (batch, num_groups, width))
+    normed = c.emit(nn.LayerNorm(x=apart, normalized_shape=(width,), eps=eps)).y
+    made = reshaped(c, normed, tensor(held).shape)
+    wide = (sizes[0], *[1] * len(spatial))
+    if weight is not None:
+        made = c.emit(core.Multiply(a=made, b=reshaped(c, c.value(weight), wide))).y
+    if bias is not None:
+        made = c.emit(core.Add(a=made, b=reshaped(c, c.value(bias), wide))).y
+    return made
+
+
 # -- pooling --------------------------------------------------------------------------------------
 
 
@@ -267,8 +283,7 @@ for _count in (1, 2, 3):
 def _mean(
     c: Converter, x: Argument, dtype: Any = None, dim: Any = None, keepdim: bool = False
 ) -> Value:
-    held = c.value(x)
-    check_same_dtype(c, held, dtype)
+    held = c.converted(c.value(x), c.element())
     rank = tensor(held).rank
     given = range(rank) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     axes = tuple(sorted(axis % rank - rank for axis in given))
@@ -339,7 +354,19 @@ def _hardsigmoid(c: Converter, x: Argument) -> Value:
 def _softmax(
     c: Converter, x: Argument, dim: int, dtype: Any = None, half_to_float: bool = False
 ) -> Value:
-    held = c.value(x)
-    check_same_dtype(c, held, dtype)
+    held = c.converted(c.value(x), c.element())
     rank = tensor(held).rank
     return c.emit(nn.Softmax(x=held, axis=dim % rank - rank)).y
+
+
+@aten_rule("log_softmax.int", "_log_softmax")
+def _log_softmax(
+    c: Converter, x: Argument, dim: int, dtype: Any = None, half_to_float: bool = False
+) -> Value:
+    """``x - max - log(sum(exp(x - max)))``."""
+    held = c.converted(c.value(x), c.element())
+    axes = (dim % tensor(held).rank - tensor(held).rank,)
+    low = c.emit(core.Subtract(a=held, b=c.emit(nn.Max(x=held, axes=axes, keepdim=True)).y)).y
+    grown = c.emit(core.Unary(x=low, function="exp")).y
+    total = c.emit(nn.Sum(x=grown, axes=axes, keepdim=True)).y
+    return c.emit(core.Subtract(a=low, b=c.emit(core.Unary(x=total, function="log")).y)).y

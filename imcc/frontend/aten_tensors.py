@@ -5,26 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from imcc.frontend.convert import SAME_VALUE, Const, Converter
-from imcc.frontend.rules import Argument, aten_rule, check_same_dtype
+import torch
+
+from imcc.frontend.convert import SAME_VALUE, Argument, Const, Converter
+from imcc.frontend.rules import aten_rule
 from imcc.ir.dialects import core
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Value
+from imcc.ir.semantics.resources import ELEMENT_OF, TORCH_DTYPES
+from imcc.ir.types import FLOATS
 
 # -- arithmetic -----------------------------------------------------------------------------------
 
 
-def _pair(c: Converter, a: Any, b: Any) -> tuple[Value, Value]:
-    """Both operands as values; a Python number becomes a constant of the other's type."""
+def pair(c: Converter, a: Any, b: Any) -> tuple[Value, Value]:
+    """Both operands as values of one element type.
+
+    A Python number becomes a constant of the other's type; of two tensors the one with fewer
+    digits (a truth value, an integer) takes the element type of the other, as torch promotes.
+    """
     for item in (a, b):
         if not isinstance(item, (Value, Const, int, float)):
-            raise c.refuse(f"operand {item} is not a tensor or a number")
+            raise c.refuse(
+                f"operand {item} is a size that depends on the input",
+                help="only the element count of a tensor of known size can be a factor",
+            )
+    if isinstance(a, (Value, Const)) and isinstance(b, (Value, Const)):
+        left, right = c.value(a), c.value(b)
+        one, two = (TORCH_DTYPES[str(tensor(item).element)] for item in (left, right))
+        if tensor(left).rank and tensor(right).rank:
+            element = ELEMENT_OF[torch.promote_types(one, two)]
+        else:
+            element = ELEMENT_OF[torch.result_type(_like(left, one), _like(right, two))]
+        return c.converted(left, element), c.converted(right, element)
     if isinstance(a, (Value, Const)):
-        left = c.value(a)
-        return left, c.value(b) if isinstance(b, (Value, Const)) else c.number(b, left)
-    right = c.value(b)
+        left = _for_number(c, c.value(a), b)
+        return left, c.number(b, left)
+    right = _for_number(c, c.value(b), a)
     return c.number(a, right), right
+
+
+def _like(value: Value, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty([1] * tensor(value).rank, dtype=dtype, device="meta")
+
+
+def _for_number(c: Converter, x: Value, number: Any) -> Value:
+    """``x`` in the type of its result with a Python number: 1.5 turns integers into floats."""
+    dtype = TORCH_DTYPES[str(tensor(x).element)]
+    return c.converted(x, ELEMENT_OF[torch.result_type(_like(x, dtype), number)])
 
 
 def _scaled(c: Converter, x: Any, alpha: float) -> Any:
@@ -32,54 +61,48 @@ def _scaled(c: Converter, x: Any, alpha: float) -> Any:
         return x
     if isinstance(x, (int, float)):
         return x * alpha
-    left, right = _pair(c, x, alpha)
+    left, right = pair(c, x, alpha)
     return c.emit(core.Multiply(a=left, b=right)).y
 
 
 @aten_rule("add.Tensor", "add.Scalar")
 def _add(c: Converter, x: Any, other: Any, alpha: float = 1) -> Value:
-    left, right = _pair(c, x, _scaled(c, other, alpha))
+    left, right = pair(c, x, _scaled(c, other, alpha))
     return c.emit(core.Add(a=left, b=right)).y
 
 
 @aten_rule("sub.Tensor", "sub.Scalar")
 def _sub(c: Converter, x: Any, other: Any, alpha: float = 1) -> Value:
-    left, right = _pair(c, x, _scaled(c, other, alpha))
+    left, right = pair(c, x, _scaled(c, other, alpha))
     return c.emit(core.Subtract(a=left, b=right)).y
 
 
 @aten_rule("rsub.Tensor", "rsub.Scalar")
 def _rsub(c: Converter, x: Any, other: Any, alpha: float = 1) -> Value:
-    left, right = _pair(c, other, _scaled(c, x, alpha))
+    left, right = pair(c, other, _scaled(c, x, alpha))
     return c.emit(core.Subtract(a=left, b=right)).y
 
 
 @aten_rule("mul.Tensor", "mul.Scalar")
 def _mul(c: Converter, x: Any, other: Any) -> Value:
-    left, right = _pair(c, x, other)
+    left, right = pair(c, x, other)
     return c.emit(core.Multiply(a=left, b=right)).y
 
 
 @aten_rule("div.Tensor", "div.Scalar")
 def _div(c: Converter, x: Any, other: Any) -> Value:
-    left, right = _pair(c, x, other)
+    left, right = pair(c, x, other)
+    if str(tensor(left).element) not in FLOATS:
+        # A true quotient of integers is a number of the default type.
+        left, right = (c.converted(item, c.element()) for item in (left, right))
     return c.emit(core.Divide(a=left, b=right)).y
-
-
-@aten_rule("neg")
-def _neg(c: Converter, x: Any) -> Value:
-    return _mul(c, x, -1.0)
-
-
-@aten_rule("reciprocal")
-def _reciprocal(c: Converter, x: Any) -> Value:
-    return _div(c, 1.0, x)
 
 
 # -- structure ------------------------------------------------------------------------------------
 
 
-def _reshaped(c: Converter, x: Value, shape: tuple[Dim, ...]) -> Value:
+def reshaped(c: Converter, x: Value, shape: tuple[Dim, ...]) -> Value:
+    """``x`` under another shape; nothing happens to one that has it."""
     return x if tensor(x).shape == shape else c.emit(core.Reshape(x=x, shape=shape)).y
 
 
@@ -96,28 +119,24 @@ def _reshaped(c: Converter, x: Value, shape: tuple[Dim, ...]) -> Value:
 )
 def _reshape(c: Converter, x: Argument, **_: Any) -> Value:
     # The exporter has worked out the shape, -1 included.
-    return _reshaped(c, c.value(x), c.shape())
+    return reshaped(c, c.value(x), c.shape())
 
 
 @aten_rule("expand")
 def _expand(c: Converter, x: Argument, **_: Any) -> Value:
-    held = c.value(x)
-    if tensor(held).shape != c.shape():
-        raise c.refuse(
-            f"repeats {tensor(held)} to another shape",
-            help="elementwise ops broadcast on their own: leave the expansion out",
-        )
-    return held
+    return c.expand(c.value(x), c.shape())
 
 
-def _permuted(c: Converter, x: Value, axes: Sequence[int]) -> Value:
+def permuted(c: Converter, x: Value, axes: Sequence[int]) -> Value:
+    """``x`` with its axes in another order; nothing happens if that is the same."""
     rank = tensor(x).rank
-    return c.emit(core.Permute(x=x, axes=tuple(axis % rank for axis in axes))).y
+    order = tuple(axis % rank for axis in axes)
+    return x if order == tuple(range(rank)) else c.emit(core.Permute(x=x, axes=order)).y
 
 
 @aten_rule("permute")
 def _permute(c: Converter, x: Argument, dims: Sequence[int]) -> Value:
-    return _permuted(c, c.value(x), dims)
+    return permuted(c, c.value(x), dims)
 
 
 @aten_rule("transpose.int")
@@ -125,20 +144,13 @@ def _transpose(c: Converter, x: Argument, dim0: int, dim1: int) -> Value:
     held = c.value(x)
     axes = list(range(tensor(held).rank))
     axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
-    return _permuted(c, held, axes)
+    return permuted(c, held, axes)
 
 
 @aten_rule("t", "numpy_T")
 def _t(c: Converter, x: Argument) -> Value:
     held = c.value(x)
-    return _permuted(c, held, list(reversed(range(tensor(held).rank))))
-
-
-def _sliced(c: Converter, x: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
-    size = tensor(x).shape[axis]
-    if start == 0 and step == 1 and stop == size:
-        return x
-    return c.emit(core.Slice(x=x, axis=axis, start=start, stop=stop, step=step)).y
+    return permuted(c, held, list(reversed(range(tensor(held).rank))))
 
 
 @aten_rule("slice.Tensor")
@@ -147,16 +159,42 @@ def _slice(c: Converter, x: Argument, dim: int, start: Any, end: Any, step: Any)
     axis = dim % tensor(held).rank
     size = tensor(held).shape[axis]
     first = 0 if start is None else start
+    if type(first) is not int or type(step) is not int:
+        raise c.refuse("the start of the slice depends on the input's size")
+    wanted = c.shape()[axis]
     if not isinstance(size, int):
-        whole = end is None or (isinstance(end, int) and end >= 2**62)
-        if first == 0 and step == 1 and whole:
+        if wanted == size and first == 0 and step == 1:
             return held
-        raise c.refuse("slices the batch axis", help="treat all samples of a batch alike")
-    last = size if end is None else end
-    if not (type(first) is int and type(last) is int and type(step) is int):
-        raise c.refuse("the limits of the slice depend on the batch size")
-    low, high, _ = slice(first, last, step).indices(size)
-    return _sliced(c, held, axis, low, high, step)
+        return _from_symbolic(c, held, axis, first, end, step, wanted)
+    if not isinstance(wanted, int):
+        # As many elements as a symbolic axis has.
+        if first or step != 1:
+            raise c.refuse(f"a slice of symbolic length starts at {first} with step {step}")
+        return c.sliced(held, axis, 0, wanted)
+    low, high, _ = slice(first, end if type(end) is int else size, step).indices(size)
+    return c.sliced(held, axis, low, high, step)
+
+
+def _from_symbolic(
+    c: Converter, x: Value, axis: int, first: int, end: Any, step: int, wanted: Dim
+) -> Value:
+    """A known number of elements of a symbolic axis, from its front or from its end."""
+    _not_the_batch(c, x, axis, "slices")
+    if not isinstance(wanted, int) or (end is not None and type(end) is not int):
+        raise c.refuse(
+            f"slices an axis of symbolic size {tensor(x).shape[axis]} to size {wanted}",
+            help="only a known number of elements can be taken",
+        )
+    if first >= 0 and step == 1:
+        return c.sliced(x, axis, first, first + wanted)
+    # Negative indices count from the end, wherever that is.
+    order = Const(f"from_end.{first}.{wanted}", first + step * torch.arange(wanted))
+    return c.emit(core.Gather(x=x, index=c.value(order), axis=axis)).y
+
+
+def _not_the_batch(c: Converter, x: Value, axis: int, does: str) -> None:
+    if "B" in getattr(tensor(x).shape[axis], "symbols", ()):
+        raise c.refuse(f"{does} the batch axis", help="treat all samples of a batch alike")
 
 
 @aten_rule("select.int")
@@ -164,10 +202,13 @@ def _select(c: Converter, x: Argument, dim: int, index: Any) -> Value:
     held = c.value(x)
     axis = dim % tensor(held).rank
     size = tensor(held).shape[axis]
-    if not isinstance(size, int) or type(index) is not int:
-        raise c.refuse("selects along the batch axis", help="treat all samples of a batch alike")
-    at = index % size
-    return _reshaped(c, _sliced(c, held, axis, at, at + 1), c.shape())
+    if type(index) is not int:
+        raise c.refuse("the index depends on the input's size")
+    if isinstance(size, int):
+        at = index % size
+        return reshaped(c, c.sliced(held, axis, at, at + 1), c.shape())
+    _not_the_batch(c, held, axis, "selects along")
+    return reshaped(c, _from_symbolic(c, held, axis, index, None, 1, 1), c.shape())
 
 
 @aten_rule(
@@ -187,8 +228,9 @@ def _split(c: Converter, x: Argument, dim: int, **_: Any) -> tuple[Value, ...]:
     for index in range(c.pieces()):
         size = c.shape(index)[axis]
         if not isinstance(size, int):
-            raise c.refuse("splits the batch axis", help="treat all samples of a batch alike")
-        made.append(_sliced(c, held, axis, start, start + size))
+            _not_the_batch(c, held, axis, "splits")
+            raise c.refuse("splits an axis of symbolic size")
+        made.append(c.sliced(held, axis, start, start + size))
         start += size
     return tuple(made)
 
@@ -198,7 +240,7 @@ def _unbind(c: Converter, x: Argument, dim: int) -> tuple[Value, ...]:
     held = c.value(x)
     axis = dim % tensor(held).rank
     return tuple(
-        _reshaped(c, _sliced(c, held, axis, index, index + 1), c.shape(index))
+        reshaped(c, c.sliced(held, axis, index, index + 1), c.shape(index))
         for index in range(c.pieces())
     )
 
@@ -217,7 +259,7 @@ def _stack(c: Converter, tensors: Sequence[Argument], dim: int) -> Value:
     shape = list(c.shape())
     axis = dim % len(shape)
     shape[axis] = 1
-    return _cat(c, [_reshaped(c, item, tuple(shape)) for item in held], axis)
+    return _cat(c, [reshaped(c, item, tuple(shape)) for item in held], axis)
 
 
 @aten_rule("constant_pad_nd")
@@ -258,11 +300,4 @@ def _dropout(c: Converter, x: Argument, p: float, train: bool | None) -> Argumen
             reason="the model is captured for inference",
             help="write functional.dropout(x, p, training=self.training)",
         )
-    return x
-
-
-@aten_rule("_to_copy", "to.dtype", "to.dtype_layout", "to.device")
-def _to(c: Converter, x: Argument, dtype: Any = None, **_: Any) -> Argument:
-    if isinstance(x, Value):
-        check_same_dtype(c, x, dtype)
     return x

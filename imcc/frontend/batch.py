@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from imcc.frontend.neurons import Exchanged
+
+if TYPE_CHECKING:
+    from imcc.frontend.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,13 @@ class BatchLayout:
             return 1
         return 0 if shape[:1] == (self.steps * self.size,) else None
 
-    def widened(self, leaf: Any) -> Any:
-        """The input with at least two samples: the first is repeated."""
-        axis = self.axis_of(leaf)
-        if axis is None or self.size is None or self.size >= 2:
-            return leaf
-        return torch.cat([leaf, leaf], dim=axis)
 
-
-def batch_layout(module: nn.Module, inputs: Sequence[Any], exchanged: Exchanged) -> BatchLayout:
+def batch_layout(module: nn.Module, inputs: Inputs, exchanged: Exchanged) -> BatchLayout:
     """Find the batch axis; runs the model once more where it holds spiking neurons.
 
     Axis 0 is time if a model that gets it twice as long computes more time steps.
     """
-    first = next(item for item in pytree.tree_leaves(tuple(inputs)) if isinstance(item, Tensor))
+    first = next(item for item in inputs.leaves() if isinstance(item, Tensor))
     if not first.dim():
         return BatchLayout(None)
     size = int(first.shape[0])
@@ -60,14 +54,15 @@ def batch_layout(module: nn.Module, inputs: Sequence[Any], exchanged: Exchanged)
     return BatchLayout(size)
 
 
-def _is_time(module: nn.Module, inputs: Sequence[Any], exchanged: Exchanged, size: int) -> bool:
+def _is_time(module: nn.Module, inputs: Inputs, exchanged: Exchanged, size: int) -> bool:
     def run(times: int) -> int:
         def longer(leaf: Any) -> Any:
             fits = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
             return torch.cat([leaf] * times) if fits else leaf
 
         before = exchanged.steps
-        module(*pytree.tree_map(longer, tuple(inputs)))
+        changed = inputs.with_leaves([longer(leaf) for leaf in inputs.leaves()])
+        module(*changed.arguments(), **changed.keywords())
         return exchanged.steps - before
 
     try:

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from imcc.frontend.batch import BatchLayout, batch_layout
+from imcc.frontend import tables
+from imcc.frontend.batch import batch_layout
+from imcc.frontend.canonical import canonicalise
 from imcc.frontend.convert import Const, Converter
 from imcc.frontend.eager import (
     check_inputs,
@@ -33,11 +35,12 @@ from imcc.frontend.eager import (
     run_eagerly,
     unwrap,
 )
+from imcc.frontend.inputs import BATCH, SEQUENCE, Inputs, OpenSizes
 from imcc.frontend.neurons import exchanged_neurons
 from imcc.frontend.places import place_of_exception, place_of_trace
 from imcc.frontend.rules import HINTS, all_rules
 from imcc.ir import codes
-from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error
+from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location, error
 from imcc.ir.dialects import core
 from imcc.ir.module import Function, FunctionResult, Module
 from imcc.ir.ops import Value
@@ -62,7 +65,8 @@ class Captured:
     and whose results are the tensor leaves of the model's output; ``input_spec`` and
     ``output_spec`` are their structures (``torch.utils._pytree``). ``constant_inputs`` and
     ``constant_outputs`` hold leaves that are not tensors, by position: an input that is a number,
-    a text or None is fixed to its value. ``warnings`` says what the user should know.
+    a text or None is fixed to its value. ``input_names`` are the keywords of inputs that were
+    given by name. ``warnings`` says what the user should know.
     """
 
     module: Module
@@ -72,23 +76,26 @@ class Captured:
     warnings: tuple[Diagnostic, ...] = ()
     constant_outputs: dict[int, Any] = field(default_factory=dict)
     constant_inputs: dict[int, Any] = field(default_factory=dict)
+    input_names: tuple[str, ...] = ()
 
 
 def capture(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Mapping[str, Any],
     *,
     name: str = "model",
     dynamic_batch: bool = True,
+    dynamic_sequence: bool = True,
 ) -> Captured:
     """Capture ``module`` as it computes ``module.eval()(*example_inputs)``.
 
-    Axis 0 of the first input is the batch, or axis 1 where a spiking network takes its time steps
-    in axis 0; every input of the same size there shares it. It becomes the symbol ``B``. A model
-    that fixes its batch size is captured with the size of the example inputs, and ``warnings`` says
-    so. Spiking neurons start from their reset state in each call. Parameters keep their
-    ``state_dict`` names; tied ones are stored once, under the first name. The module's training
-    flags are left as they were.
+    A mapping gives inputs by keyword. Axis 0 of the first input is the batch, or axis 1 where a
+    spiking network takes its time steps in axis 0; every input of the same size there shares it. It
+    becomes the symbol ``B``. Tokens, which are integers ``[batch, sequence]``, make the length of
+    the sequence the symbol ``S`` in all inputs that share it. A model that fixes a size is captured
+    with that of the example inputs, and ``warnings`` says so. Spiking neurons start from their
+    reset state in each call. Parameters keep their ``state_dict`` names; tied ones are stored once,
+    under the first name. The module's training flags are left as they were.
 
     What ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrap is captured
     itself.
@@ -99,8 +106,8 @@ def capture(
     that are not finite (BAD_WEIGHTS).
     """
     module = unwrap(module)
-    inputs = tuple(example_inputs)
-    leaves, input_spec = pytree.tree_flatten(inputs)
+    inputs = Inputs.of(example_inputs)
+    leaves = inputs.leaves()
     check_model(module)
     check_inputs(leaves)
     found = _modes(module)
@@ -108,23 +115,34 @@ def capture(
         exchanged_neurons(module) as exchanged,
         _evaluation_mode(module),
         left_as_it_was(module),
+        _without_cache(module, found),
         torch.no_grad(),
     ):
-        run_eagerly(module, inputs, {})
+        run_eagerly(module, inputs.arguments(), inputs.keywords())
         layout = batch_layout(module, inputs, exchanged)
+        sizes = OpenSizes.of(leaves, layout if dynamic_batch else None, sequence=dynamic_sequence)
         with _quiet_exporter():
-            program = _export(module, inputs, layout, dynamic_batch, found)
+            program, sizes = _export(module, inputs, sizes, found)
             program = program.run_decompositions({})
     found.extend([*exchanged.warnings, *_written_inputs(program)])
     try:
-        made, resources, constants = _convert(program, name, module)
+        made, resources, constants = _convert(program, name, module, sizes.symbols(program))
     except DiagnosticError as wrong:
-        # A batch size that could not be kept open may be what the refusal comes from.
+        # A size that could not be kept open may be what the refusal comes from.
         raise DiagnosticError([*wrong.diagnostics, *found]) from None
+    made.sizes = {name: size for name, size in sizes.example.items() if name != BATCH}
+    canonicalise(made, resources)
     verify(made)
     fixed = {index: leaf for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
     return Captured(
-        made, resources, input_spec, program.call_spec.out_spec, tuple(found), constants, fixed
+        made,
+        resources,
+        inputs.spec(),
+        program.call_spec.out_spec,
+        tuple(found),
+        constants,
+        fixed,
+        inputs.names,
     )
 
 
@@ -162,6 +180,32 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_cache(module: nn.Module, found: list[Diagnostic]) -> Iterator[None]:
+    """Keep a model whose ``config`` says ``use_cache`` from returning its cache of keys."""
+    configs: dict[int, Any] = {
+        id(item.config): item.config for item in module.modules() if hasattr(item, "config")
+    }
+    held = [item for item in configs.values() if getattr(item, "use_cache", None) is True]
+    for item in held:
+        item.use_cache = False
+    if held:
+        found.append(
+            Diagnostic(
+                codes.CAPTURE,
+                "the cache of keys and values is left out of the model's output",
+                severity="warning",
+                reason="config.use_cache is set; a program is a function of its inputs alone",
+                help="set model.config.use_cache = False to say so yourself",
+            )
+        )
+    try:
+        yield
+    finally:
+        for item in held:
+            item.use_cache = True
+
+
+@contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
     # The exporter warns about its own use of deprecated interfaces, and logs and prints whole
     # graphs for what becomes a diagnostic here. What the model prints is shown by the eager run.
@@ -182,46 +226,94 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _export(
-    module: nn.Module,
-    inputs: tuple[Any, ...],
-    layout: BatchLayout,
-    dynamic: bool,
-    found: list[Diagnostic],
-) -> ExportedProgram:
-    leaves = pytree.tree_leaves(inputs)
-    batch = layout.size
-    failure: Exception | None = None
-    if dynamic and batch is not None:
-        # The exporter specialises sizes 0 and 1, so a batch of one is traced as two.
-        wide = pytree.tree_map(layout.widened, inputs)
-        axis = torch.export.Dim("B")
-        # Keyed by tensor, since forward may gather its arguments as *inputs.
-        shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-        for given, leaf in zip(leaves, pytree.tree_leaves(wide), strict=True):
-            position = layout.axis_of(given)
-            if position is not None:
-                shapes[leaf] = {position: axis if layout.steps == 1 else layout.steps * axis}
-        try:
-            return torch.export.export(module, wide, dynamic_shapes=shapes, strict=False)
-        except Exception as wrong:
-            failure = wrong
+    module: nn.Module, inputs: Inputs, sizes: OpenSizes, found: list[Diagnostic]
+) -> tuple[ExportedProgram, OpenSizes]:
+    """The exported program, and the sizes that stayed open in it."""
+    failures: dict[str, Exception] = {}
+    # A model can fix one of the sizes; the others still stay open.
+    for fixed in ((), (SEQUENCE,), (BATCH,)):
+        wanted = sizes.without(*fixed)
+        if not wanted.example or len(wanted.example) + len(fixed) > len(sizes.example):
+            continue
+        for strict in (True, False) if sizes.batch_steps == 1 else (True,):
+            try:
+                program = _export_open(module, inputs, wanted, strict=strict)
+            except Exception as wrong:
+                for symbol in wanted.example:
+                    failures.setdefault(symbol, wrong)
+                continue
+            if not wanted.fixed(program):
+                _report_fixed(module, inputs, sizes, wanted, failures, found)
+                return program, wanted
     try:
-        program = torch.export.export(module, inputs, strict=False)
+        program = torch.export.export(module, inputs.arguments(), inputs.keywords(), strict=False)
     except Exception as wrong:
         raise _capture_error(wrong) from wrong
-    if failure is not None and batch is not None:
-        place, reason = place_of_fixed_batch(module, inputs, {}, batch)
+    none = sizes.without(*sizes.example)
+    _report_fixed(module, inputs, sizes, none, failures, found)
+    return program, none
+
+
+def _export_open(
+    module: nn.Module, inputs: Inputs, sizes: OpenSizes, *, strict: bool
+) -> ExportedProgram:
+    """Export with open sizes; ``strict`` raises where the model fixes the batch."""
+    wide = sizes.widened(inputs.leaves())
+    changed = inputs.with_leaves(wide)
+    auto = torch.export.Dim.AUTO
+    batch: Any = sizes.batch_steps * torch.export.Dim("B") if strict else auto
+    # Keyed by tensor, since forward may gather its arguments as *inputs.
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    tensors = [leaf for leaf in wide if isinstance(leaf, Tensor)]
+    for leaf, axes in zip(tensors, sizes.axes, strict=True):
+        if axes:
+            # Tables of the model limit the length of a sequence; AUTO takes such limits.
+            shapes[leaf] = {
+                place: batch if symbol == BATCH else auto for place, symbol in axes.items()
+            }
+    return torch.export.export(
+        module, changed.arguments(), changed.keywords(), dynamic_shapes=shapes, strict=False
+    )
+
+
+def _report_fixed(
+    module: nn.Module,
+    inputs: Inputs,
+    sizes: OpenSizes,
+    kept: OpenSizes,
+    failures: Mapping[str, Exception],
+    found: list[Diagnostic],
+) -> None:
+    for symbol, size in sizes.example.items():
+        if symbol in kept.example:
+            continue
+        what, of = {
+            BATCH: ("batch size", "batches of"),
+            SEQUENCE: ("sequence length", "sequences of"),
+        }[symbol]
+        help_line = {
+            BATCH: "use x.shape[0], -1 or flatten(1) in place of a number for the batch size",
+            SEQUENCE: "use x.shape[1] or -1 in place of a number for the sequence length",
+        }[symbol]
+        place: tuple[Location, ...] = ()
+        reason = ""
+        if symbol == BATCH:
+            place, reason = place_of_fixed_batch(
+                module, inputs.arguments(), inputs.keywords(), size
+            )
+        failure = failures.get(symbol)
+        if failure is not None:
+            place, reason = place or place_of_exception(failure), reason or first_line(failure)
         found.append(
             Diagnostic(
                 codes.CAPTURE,
-                f"the model fixes its batch size; it is captured for batches of {batch} only",
+                f"the model fixes its {what}; it is captured for {of} {size} only",
                 severity="warning",
-                model=place or place_of_exception(failure),
-                reason=reason or first_line(failure),
-                help="use x.shape[0], -1 or flatten(1) in place of a number for the batch size",
+                model=place,
+                reason=reason,
+                help=help_line,
             )
         )
-    return program
 
 
 def _capture_error(wrong: Exception) -> DiagnosticError:
@@ -270,16 +362,12 @@ def _constants(program: ExportedProgram) -> dict[str, Const]:
     return made
 
 
-def _batch_symbols(program: ExportedProgram) -> frozenset[str]:
-    return frozenset(str(symbol) for symbol in program.range_constraints)
-
-
 def _convert(
-    program: ExportedProgram, name: str, source: nn.Module
+    program: ExportedProgram, name: str, source: nn.Module, symbols: Mapping[str, str]
 ) -> tuple[Module, ResourceStore, dict[int, Any]]:
     module, function, resources = Module(_symbol(name)), Function("inference"), ResourceStore()
     module.add_function(function)
-    converter = Converter(module, function, resources, all_rules(), _batch_symbols(program), HINTS)
+    converter = Converter(module, function, resources, all_rules(), symbols, HINTS)
     constants = _constants(program)
     user_inputs = set(program.graph_signature.user_inputs)
     fixed = {
@@ -365,7 +453,7 @@ def _finish(program: ExportedProgram, converter: Converter) -> dict[int, Any]:
     for index, item in enumerate(leaves):
         if isinstance(item, torch.fx.Node):
             held = converter.values[item]
-            if not isinstance(held, (Value, Const)):
+            if not isinstance(held, (Value, Const, tables.Table, tables.Relations)):
                 raise converter.refuse(
                     f"output {index} is a size or a list of results, not a tensor",
                     help="return tensors only",

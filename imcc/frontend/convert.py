@@ -11,11 +11,12 @@ import operator
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from imcc.frontend import tables
 from imcc.frontend.places import place_of_trace
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticCollector, DiagnosticError, Location, nearest
@@ -23,7 +24,7 @@ from imcc.ir.dialects import core
 from imcc.ir.dims import Dim, Monomial
 from imcc.ir.module import Function, Module, Resource
 from imcc.ir.ops import Op, Value
-from imcc.ir.semantics.resources import ELEMENT_OF, ResourceStore
+from imcc.ir.semantics.resources import ELEMENT_OF, TORCH_DTYPES, ResourceStore
 from imcc.ir.types import TensorType
 
 AnyOp = TypeVar("AnyOp", bound=Op)
@@ -61,6 +62,17 @@ class Const:
     transpose: Const | None = None
 
 
+Argument: TypeAlias = Value | Const | tables.Table | tables.Relations
+
+
+@dataclass(frozen=True)
+class MaskParts:
+    """Truth values that hold where ``relations`` hold and ``rest`` (None: everywhere) does."""
+
+    relations: tables.Relations
+    rest: Value | None
+
+
 class _Failed:
     """Value of a node that was refused, so that what depends on it is not reported as well."""
 
@@ -77,22 +89,26 @@ class Converter:
         function: Function,
         resources: ResourceStore,
         rules: Mapping[str, Rule],
-        batch_symbols: frozenset[str],
+        symbols: Mapping[str, str],
         hints: Mapping[str, str],
     ) -> None:
         self.module = module
         self.function = function
         self.resources = resources
         self.rules = rules
-        self.batch_symbols = batch_symbols
+        self.symbols = symbols
         self.hints = hints
         self.values: dict[fx.Node, Any] = {}
         self.found = DiagnosticCollector(limit=1000)
         self.node: fx.Node | None = None
         self.loc: tuple[Location, ...] = ()
         self.scope = ""
+        self.masks: dict[Value, MaskParts] = {}
+        """What the truth values that depend on positions consist of."""
         self._constants: dict[int, tuple[Tensor, Value]] = {}
+        self._forms: dict[Any, Value | Const] = {}
         self._numbers: dict[tuple[float, str], Value] = {}
+        self._positions: dict[Dim, Value] = {}
         self._reported: set[tuple[str, tuple[Location, ...]]] = set()
 
     # -- what rules use --------------------------------------------------------------------------
@@ -105,13 +121,27 @@ class Converter:
         op.verify()
         return op
 
-    def value(self, given: Value | Const) -> Value:
+    def value(self, given: Argument) -> Value:
         """The IR value of an argument; a constant becomes a resource and ``core.constant``."""
+        if isinstance(given, (tables.Table, tables.Relations)):
+            given = self.computed(given)
         if isinstance(given, Value):
             return given
         return self.constant(given.name, given.tensor, given.scope)
 
-    def optional(self, given: Value | Const | None) -> Value | None:
+    def computed(self, form: tables.Form) -> Value | Const:
+        """A table of positions: a constant if its sizes are known, or else ops that compute it."""
+        rows = form.rows if isinstance(form, tables.Relations) else (form.coefficients, form.offset)
+        kind = "bool" if isinstance(form, tables.Relations) else str(form.dtype)
+        key = (tuple(self.dim(size) for size in form.sizes), rows, kind)
+        if key not in self._forms:
+            if tables.is_static(form):
+                self._forms[key] = Const(f"table.{len(self._forms)}", form.tensor())
+            else:
+                self._forms[key] = materialise(self, form)
+        return self._forms[key]
+
+    def optional(self, given: Argument | None) -> Value | None:
         """As :meth:`value`, None for an absent argument."""
         return None if given is None else self.value(given)
 
@@ -143,14 +173,59 @@ class Converter:
 
     def number(self, value: float, like: Value) -> Value:
         """A scalar constant with the element type of ``like``."""
-        element = core.tensor(like).element
-        key = (float(value), str(element))
+        return self._number(value, str(core.tensor(like).element))
+
+    def integer(self, value: int) -> Value:
+        """A scalar ``i64`` constant."""
+        return self._number(value, "i64")
+
+    def truth(self, value: bool) -> Value:
+        """A scalar ``i1`` constant."""
+        return self._number(value, "i1")
+
+    def positions(self, size: Dim) -> Value:
+        """The numbers 0 .. size-1, made once."""
+        if size not in self._positions:
+            self._positions[size] = self.emit(core.Iota(size=size)).y
+        return self._positions[size]
+
+    def _number(self, value: float, element: str) -> Value:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise self.refuse(f"the number {value} stands in the model")
+        key = (float(value), element)
         if key not in self._numbers:
-            dtype = next(dtype for dtype, name in ELEMENT_OF.items() if name == element)
             text = repr(float(value)).replace("+", "").replace("-", "minus_", 1)
-            made = torch.tensor(float(value), dtype=dtype)
+            made = torch.tensor(value, dtype=TORCH_DTYPES[element])
             self._numbers[key] = self.constant(f"number.{element}.{text}", made)
         return self._numbers[key]
+
+    def number_of(self, value: float, element: str) -> Value:
+        """A scalar constant of an element type."""
+        return self._number(value, element)
+
+    def expand(self, x: Value, shape: tuple[Dim, ...]) -> Value:
+        """``x`` repeated to ``shape``; nothing happens to one that has it."""
+        return x if core.tensor(x).shape == shape else self.emit(core.Expand(x=x, shape=shape)).y
+
+    def sliced(self, x: Value, axis: int, start: int, stop: Dim, step: int = 1) -> Value:
+        """A slice of one axis; nothing happens to a whole one."""
+        if start == 0 and step == 1 and stop == core.tensor(x).shape[axis]:
+            return x
+        return self.emit(core.Slice(x=x, axis=axis, start=start, stop=stop, step=step)).y
+
+    def converted(self, x: Value, element: str) -> Value:
+        """``x`` with other elements; nothing happens to one that has them."""
+        to: Any = element
+        return x if core.tensor(x).element == element else self.emit(core.Cast(x=x, to=to)).y
+
+    def element(self) -> str:
+        """Element type of the current node's result."""
+        dtype = self._current().meta["val"].dtype
+        return ELEMENT_OF.get(dtype, str(dtype))
+
+    def operation(self) -> str:
+        """The current node's op without ``aten.``."""
+        return target_name(self._current()).removeprefix("aten.")
 
     def shape(self, index: int | None = None) -> tuple[Dim, ...]:
         """Shape of the current node's result (of its ``index``-th result)."""
@@ -167,7 +242,7 @@ class Converter:
         return tuple(self.dim(size) for size in meta.shape)
 
     def dim(self, size: Any) -> Dim:
-        """A size as integer or monomial ``c*B``; refuses any other expression."""
+        """A size as integer or monomial such as ``4*B*S``; refuses any other expression."""
         if isinstance(size, int):
             return size
         import sympy  # type: ignore[import-untyped]
@@ -176,11 +251,19 @@ class Converter:
         if expression.is_Integer:
             return int(expression)
         coefficient, rest = expression.as_coeff_Mul()
-        if coefficient.is_Integer and rest.is_Symbol and rest.name in self.batch_symbols:
-            return Monomial(int(coefficient), ("B",))
+        powers = rest.as_powers_dict()
+        letters: list[str] = []
+        for factor, power in powers.items():
+            known = factor.is_Symbol and factor.name in self.symbols and power.is_Integer
+            if known and power > 0:
+                letters += [self.symbols[factor.name]] * int(power)
+        if coefficient.is_Integer and letters and len(letters) == sum(powers.values()):
+            return Monomial(int(coefficient), tuple(sorted(letters)))
+        shown = expression.subs({name: sympy.Symbol(to) for name, to in self.symbols.items()})
         raise self.refuse(
-            f"a size depends on the batch as {expression}",
-            help="only multiples of the batch size are supported; keep the batch axis in front",
+            f"a size depends on the input's sizes as {shown}",
+            help="only multiples of the batch size and of the sequence length are supported; keep "
+            "the batch axis in front",
         )
 
     def refuse(self, message: str, *, reason: str = "", help: str = "") -> DiagnosticError:
@@ -219,7 +302,7 @@ class Converter:
                 if not failed:
                     self.values[node] = self._getitem(*node.args)
                 return
-            folded = None if failed else self._fold(node)
+            folded = None if failed else self._form(node, name) or self._fold(node)
             if folded is not None:
                 self.values[node] = folded
                 return
@@ -227,7 +310,10 @@ class Converter:
             if rule is None:
                 self._unsupported(node, name)
             elif not failed:
-                made = rule(self, **self._arguments(node))
+                given = self._arguments(node)
+                if not getattr(rule, "takes_forms", False):
+                    given = {key: self._plain(item) for key, item in given.items()}
+                made = rule(self, **given)
                 self._check(node, made)
                 self.values[node] = made
         except DiagnosticError as wrong:
@@ -252,6 +338,21 @@ class Converter:
         if self.node is None:
             raise ValueError("no node is being converted")
         return self.node
+
+    def _plain(self, given: Any) -> Any:
+        """Tables of positions in an argument as values or constants."""
+        if isinstance(given, list):
+            return [self._plain(item) for item in given]
+        if isinstance(given, (tables.Table, tables.Relations)):
+            return self.computed(given)
+        return given
+
+    def _form(self, node: fx.Node, name: str) -> tables.Form | None:
+        """The node's value as a table of positions."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        base = name.removeprefix("aten.")
+        return tables.evaluate(base, node.meta.get("val"), self._arguments(node))
 
     def _getitem(self, source: Any, index: Any) -> Any:
         held = self.values[source]
@@ -289,17 +390,22 @@ class Converter:
             return None
         if torch.Tag.nondeterministic_seeded in target.tags:
             return None
-        inputs = [self.values[item] for item in node.all_input_nodes]
-        if not all(isinstance(item, Const) for item in inputs):
+        meta = node.meta.get("val")
+        if not isinstance(meta, Tensor) or not all(type(size) is int for size in meta.shape):
             return None
-        if not isinstance(node.meta.get("val"), Tensor):
+        held = {item: self.values[item] for item in node.all_input_nodes}
+        for item, given in held.items():
+            if isinstance(given, (tables.Table, tables.Relations)) and tables.is_static(given):
+                held[item] = self.computed(given)
+        inputs = list(held.values())
+        if not all(isinstance(item, Const) for item in inputs):
             return None
         first: Const | None = inputs[0] if inputs else None
         base = target_name(node).removeprefix("aten.")
         if first is not None and base in SAME_VALUE:
             return first
         args, kwargs = fx.node.map_arg(
-            (node.args, dict(node.kwargs)), lambda item: self.values[item].tensor
+            (node.args, dict(node.kwargs)), lambda item: held[item].tensor
         )
         with torch.no_grad():
             made = target(*args, **kwargs)
@@ -398,3 +504,41 @@ def _scope(node: fx.Node) -> str:
         if not key.startswith("_empty"):
             scope = path
     return scope
+
+
+def materialise(c: Converter, form: tables.Form) -> Value:
+    """Ops that compute a table of positions when the program runs."""
+    shape = tuple(c.dim(size) for size in form.sizes)
+    if isinstance(form, tables.Table):
+        made = _sum_of_positions(c, (*form.coefficients, form.offset), shape)
+        return c.expand(c.converted(made, ELEMENT_OF[form.dtype]), shape)
+    whole: Value | None = None
+    for row in form.rows:
+        # Terms with a minus stand on the right of "at least".
+        left = _sum_of_positions(c, tuple(max(0, item) for item in row), shape)
+        right = _sum_of_positions(c, tuple(max(0, -item) for item in row), shape)
+        holds = c.emit(core.Compare(a=left, b=right, relation="greater_equal")).y
+        if whole is None:
+            whole = holds
+        else:
+            whole = c.emit(core.Where(condition=whole, a=holds, b=c.truth(False))).y
+    made = c.expand(c.truth(True) if whole is None else whole, shape)
+    c.masks[made] = MaskParts(form, None)
+    return made
+
+
+def _sum_of_positions(c: Converter, row: tables.Row, shape: tuple[Dim, ...]) -> Value:
+    made: Value | None = None
+    for axis, factor in enumerate(row[:-1]):
+        if not factor:
+            continue
+        term = c.positions(shape[axis])
+        if axis < len(shape) - 1:
+            wide = (shape[axis], *[1] * (len(shape) - 1 - axis))
+            term = c.emit(core.Reshape(x=term, shape=wide)).y
+        if factor != 1:
+            term = c.emit(core.Multiply(a=term, b=c.number(factor, term))).y
+        made = term if made is None else c.emit(core.Add(a=made, b=term)).y
+    if made is None:
+        return c.integer(row[-1])
+    return c.emit(core.Add(a=made, b=c.number(row[-1], made))).y if row[-1] else made

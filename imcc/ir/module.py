@@ -215,7 +215,9 @@ class Function:
 class Module:
     """A program: resources, states and functions under a name, in a phase.
 
-    ``resource_file`` is the file name that holds the resources' bytes beside the text.
+    ``resource_file`` is the file name that holds the resources' bytes beside the text. ``sizes``
+    are the sizes of symbols that costs are stated for, such as the sequence length ``{"S": 128}``;
+    they bind nothing: a call takes any size. The batch counts as 1.
     """
 
     def __init__(
@@ -224,6 +226,7 @@ class Module:
         self.name = name
         self.phase = phase
         self.resource_file = resource_file
+        self.sizes: dict[str, int] = {}
         self.resources: dict[str, Resource] = {}
         self.states: dict[str, State] = {}
         self.functions: dict[str, Function] = {}
@@ -273,6 +276,7 @@ class Module:
         """A deep copy, text places kept."""
         copy = Module(self.name, phase=self.phase, resource_file=self.resource_file)
         copy.source = self.source
+        copy.sizes = dict(self.sizes)
         copy.resources = dict(self.resources)
         copy.states = dict(self.states)
         for function in self.functions.values():
@@ -328,7 +332,7 @@ def structural_difference(left: Module, right: Module) -> str | None:
 
     Text places do not count; names, types, attributes, scopes and model places do.
     """
-    for what in ("name", "phase", "resource_file", "resources", "states"):
+    for what in ("name", "phase", "sizes", "resource_file", "resources", "states"):
         if getattr(left, what) != getattr(right, what):
             return f"{what}: {getattr(left, what)!r} against {getattr(right, what)!r}"
     if list(left.functions) != list(right.functions):

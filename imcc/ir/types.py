@@ -16,6 +16,9 @@ from imcc.ir.dims import Dim, product
 
 DTYPES: tuple[str, ...] = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1")
 FLOATS: frozenset[str] = frozenset({"f64", "f32", "f16", "bf16"})
+INTEGERS: frozenset[str] = frozenset({"i64", "i32", "i16", "i8", "u8"})
+NUMBERS: frozenset[str] = FLOATS | INTEGERS
+BOOLEAN: frozenset[str] = frozenset({"i1"})
 
 
 class _Interned(type):

@@ -261,7 +261,7 @@ def test_every_legal_op_has_a_cost_rule():
     from imcc.ir.rules import COST, LEGAL
 
     BACKEND.load_rules()
-    mapped = {"quant.linear", "quant.conv", "nn.linear", "nn.conv"}
+    mapped = {"quant.linear", "quant.conv", "nn.linear", "nn.conv", "nn.attention"}
     for name in LEGAL.ops("crossbar"):
         assert name in mapped or COST.find(name, "crossbar") is not None, name
 

@@ -37,8 +37,9 @@ class CrossbarBackend(Backend):
     def pipeline(self, target: Target) -> str:
         """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
         return (
-            "canonicalize, fold-batch-norm, dead-code, calibrate-activations, quantize-weights, "
-            "integer-arithmetic, dead-code, map-crossbars, calibrate-adc, place, schedule"
+            "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
+            "calibrate-activations, quantize-weights, integer-arithmetic, dead-code, "
+            "map-crossbars, calibrate-adc, place, schedule"
         )
 
     def cost(

@@ -14,7 +14,8 @@ from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.cost import OpCost
 from imcc.ir.dialects import core, nn, quant
-from imcc.ir.dims import evaluate
+from imcc.ir.dialects.core import tensor
+from imcc.ir.dims import Dim, evaluate, product
 from imcc.ir.ops import Op, Value
 from imcc.ir.rules import COST
 from imcc.ir.types import TensorType
@@ -23,12 +24,18 @@ NOT_MODELLED = ("network between tiles", "control and clock tree", "off-chip mem
 
 
 def elements(value: Value) -> int:
-    """Elements of a tensor for one inference: every symbol (batch, sequence) is 1."""
-    if not isinstance(value.type, TensorType):
-        return 0
-    count = value.type.elements
-    symbols = {} if isinstance(count, int) else dict.fromkeys(count.symbols, 1)
-    return evaluate(count, symbols)
+    """Elements of a tensor for one inference: one sample, other symbols as the module states."""
+    return 0 if not isinstance(value.type, TensorType) else stated(value.type.elements, value)
+
+
+def stated(count: Dim, value: Value) -> int:
+    """A dimension of a value with B = 1 and the module's sizes (1 where it states none)."""
+    if isinstance(count, int):
+        return count
+    op = value.owner or next(iter(value.users), None)
+    module = op.parent.module if op is not None and op.parent is not None else None
+    sizes = module.sizes if module is not None else {}
+    return evaluate(count, {symbol: sizes.get(symbol, 1) for symbol in count.symbols})
 
 
 def element_bits(value: Value) -> int:
@@ -115,7 +122,9 @@ def _structure(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
     return OpCost(free="renames data, moves none")
 
 
-@COST.register(core.Permute, core.Slice, core.Concat, core.Pad, backend="crossbar")
+@COST.register(
+    core.Permute, core.Expand, core.Slice, core.Concat, core.Pad, core.Gather, backend="crossbar"
+)
 def _addressing(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
     return OpCost(free="done by the addresses that the next op reads from")
 
@@ -140,7 +149,12 @@ def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCos
     )
 
 
-@COST.register(core.Add, core.Subtract, nn.Relu, backend="crossbar")
+@COST.register(core.Iota, backend="crossbar")
+def _counter(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(free="the counter that steps through a sequence")
+
+
+@COST.register(core.Add, core.Subtract, core.Compare, core.Where, nn.Relu, backend="crossbar")
 def _one_add(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
     return _vector(op, target, elements(op.result), 0)
 
@@ -189,6 +203,19 @@ def _pool(op: nn.MaxPool | nn.AvgPool, target: CrossbarTarget, activity: str) ->
     return _vector(op, target, count * (math.prod(op.kernel) - 1), multiplies)
 
 
+@COST.register(nn.Matmul, backend="crossbar")
+def _matmul(op: nn.Matmul, target: CrossbarTarget, activity: str) -> OpCost:
+    """Both factors change from call to call: a multiplication and an addition for each term."""
+    depth = tensor(op.a).shape[-1]
+    terms = stated(product([tensor(op.y).elements, depth]), op.y)
+    return _vector(op, target, terms, terms)
+
+
+@COST.register(nn.Sum, nn.Max, core.CumulativeSum, backend="crossbar")
+def _running(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    return _vector(op, target, elements(op.operands[0]), 0)
+
+
 @COST.register(nn.AdaptiveAvgPool, nn.Mean, backend="crossbar")
 def _mean(op: nn.AdaptiveAvgPool | nn.Mean, target: CrossbarTarget, activity: str) -> OpCost:
     return _vector(op, target, elements(op.x), elements(op.result))
@@ -201,8 +228,12 @@ def _mean(op: nn.AdaptiveAvgPool | nn.Mean, target: CrossbarTarget, activity: st
     nn.Silu,
     nn.Softmax,
     nn.LayerNorm,
+    nn.RmsNorm,
     core.Divide,
+    core.Power,
+    core.Unary,
+    core.Cast,
     backend="crossbar",
 )
 def _no_figure(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
-    return OpCost(unknown="the target has no figures for division, roots and exponentials")
+    return OpCost(unknown="the target has no figures for division, roots, powers and conversion")

@@ -22,6 +22,9 @@ DIGITAL_OPS: tuple[str | type[Op], ...] = (
     core.Return,
     core.Reshape,
     core.Permute,
+    core.Expand,
+    core.Iota,
+    core.Gather,
     core.Slice,
     core.Concat,
     core.Pad,
@@ -29,15 +32,25 @@ DIGITAL_OPS: tuple[str | type[Op], ...] = (
     core.Subtract,
     core.Multiply,
     core.Divide,
+    core.Power,
+    core.Compare,
+    core.Where,
+    core.Unary,
+    core.Cast,
+    core.CumulativeSum,
     quant.Quantize,
     quant.Dequantize,
     quant.Rescale,
     nn.BatchNorm,
     nn.LayerNorm,
+    nn.RmsNorm,
+    nn.Matmul,
     nn.MaxPool,
     nn.AvgPool,
     nn.AdaptiveAvgPool,
     nn.Mean,
+    nn.Sum,
+    nn.Max,
     nn.Relu,
     nn.Clamp,
     nn.LeakyRelu,
@@ -55,6 +68,11 @@ DIGITAL_OPS: tuple[str | type[Op], ...] = (
 @LEGAL.register(*DIGITAL_OPS, backend="crossbar")
 def _digital(op: Op, target: CrossbarTarget) -> str | None:
     return None
+
+
+@LEGAL.register(nn.Attention, backend="crossbar")
+def _attention(op: nn.Attention, target: CrossbarTarget) -> str | None:
+    return "the hardware has no unit for attention as a whole; decompose-attention takes it apart"
 
 
 @LEGAL.register(nn.Linear, nn.Conv, backend="crossbar")

@@ -100,6 +100,7 @@ def cost_record(
             "target": target.name,
             "target_sha256": target.sha256,
             "cost_model": "events times component figures; placement area; sequential schedule",
+            "sizes": {"B": 1, **module.sizes},
             "input_bit_density": target.keys.activity.input_bit_density,
             "not_modelled": list(NOT_MODELLED),
             "area_unknown": sorted(k for k, v in areas.items() if v is None),

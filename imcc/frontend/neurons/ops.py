@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from imcc.frontend.convert import Const, Converter
-from imcc.frontend.rules import RULES, Argument
+from imcc.frontend.convert import Argument, Const, Converter
+from imcc.frontend.rules import RULES
 from imcc.ir.dialects import snn
 from imcc.ir.module import Function, Module
 from imcc.ir.ops import Value

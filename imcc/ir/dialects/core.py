@@ -1,12 +1,27 @@
-"""``core``: constants, structure of tensors, elementwise arithmetic, the end of a function."""
+"""``core``: constants, structure of tensors, elementwise arithmetic, the end of a function.
+
+Arithmetic, comparison and selection broadcast as numpy does: trailing axes are aligned, and an axis
+of size 1 repeats.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from imcc.ir.attributes import Symbol
 from imcc.ir.dims import Dim, Monomial, product
 from imcc.ir.module import Module
 from imcc.ir.ops import Op, Value, attribute, operand, result
-from imcc.ir.types import FLOATS, SpikesType, TensorType, Type
+from imcc.ir.types import (
+    BOOLEAN,
+    DTYPES,
+    FLOATS,
+    INTEGERS,
+    NUMBERS,
+    SpikesType,
+    TensorType,
+    Type,
+)
 
 SEMANTICS = "imcc.ir.semantics.core"
 
@@ -48,6 +63,16 @@ def broadcast(op: Op, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Di
             shown = [f"[{', '.join(map(str, item))}]" for item in (left, right)]
             raise op.fail(f"shapes {shown[0]} and {shown[1]} do not broadcast")
     return tuple(reversed(shape))
+
+
+def not_the_batch(op: Op, size: Dim, what: str) -> None:
+    """Fail if a size holds the batch: a result would depend on the other samples of its batch."""
+    if isinstance(size, Monomial) and "B" in size.symbols:
+        raise op.fail(
+            f"{what} of size {size}, which holds the batch",
+            reason="a result would depend on the other samples of its batch",
+            help="treat all samples of a batch alike",
+        )
 
 
 class Constant(Op, name="core.constant"):
@@ -127,8 +152,50 @@ class Permute(Op, name="core.permute"):
         return kind.with_shape(tuple(kind.shape[axis] for axis in self.axes))
 
 
+class Expand(Op, name="core.expand"):
+    """Repetition of axes of size 1: ``y[i] = x[i mod x.shape]``, trailing axes aligned.
+
+    Elementwise ops broadcast by themselves; this is for ops that do not, such as
+    ``core.concat``.
+    """
+
+    example = "%x: tensor<1x1x4xf32> => %y = core.expand %x {shape = [B, 1, 4]} : tensor<Bx1x4xf32>"
+
+    x: Value = operand(TensorType)
+    shape: tuple[Dim, ...] = attribute(doc="the new shape")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The element type of ``x`` under ``shape``."""
+        return moved(self.x).with_shape(self.shape)
+
+    def verify(self) -> None:
+        """Every axis keeps its size or grows from 1; new axes stand in front."""
+        if broadcast(self, tensor(self.x).shape, self.shape) != self.shape:
+            raise self.fail(
+                f"{tensor(self.x)} does not expand to [{', '.join(map(str, self.shape))}]"
+            )
+
+
+class Iota(Op, name="core.iota"):
+    """The numbers ``y[i] = i`` for i in ``0 .. size-1``; positions in a sequence, for instance."""
+
+    example = "=> %y = core.iota {size = S} : tensor<Sxi64>"
+
+    size: Dim = attribute(doc="number of elements")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``i64`` elements."""
+        return TensorType((self.size,), "i64")
+
+
 class Slice(Op, name="core.slice"):
-    """Every ``step``-th element of one axis: ``y[..., i, ...] = x[..., start + i * step, ...]``."""
+    """Every ``step``-th element of one axis: ``y[..., i, ...] = x[..., start + i * step, ...]``.
+
+    A symbolic ``stop`` takes as many elements as a symbolic axis has: the rows of a table of
+    positions that a sequence of length S uses, for instance. It is checked when the program runs.
+    """
 
     example = (
         "%x: tensor<Bx8xf32> => "
@@ -138,7 +205,7 @@ class Slice(Op, name="core.slice"):
     x: Value = operand(TensorType)
     axis: int = attribute(doc="the axis, from the front")
     start: int = attribute(minimum=0, doc="first index")
-    stop: int = attribute(minimum=0, doc="one past the last index")
+    stop: Dim = attribute(minimum=0, doc="one past the last index")
     step: int = attribute(default=1, minimum=1)
     y: Value = result()
 
@@ -147,11 +214,17 @@ class Slice(Op, name="core.slice"):
         kind = moved(self.x)
         axis = normalise_axis(self, self.axis, kind.rank)
         size = kind.shape[axis]
+        shape = list(kind.shape)
+        if isinstance(self.stop, Monomial):
+            if self.start or self.step != 1:
+                raise self.fail(f"a slice that stops at {self.stop} must start at 0 with step 1")
+            shape[axis] = self.stop
+            return kind.with_shape(tuple(shape))
         if isinstance(size, Monomial):
-            raise self.fail(f"axis {axis} has the symbolic size {size} and cannot be sliced")
+            # Whether the axis is that long is known when the program runs.
+            size = max(size.coefficient, self.stop)
         if not self.start < self.stop <= size:
             raise self.fail(f"[{self.start}, {self.stop}) is empty or outside of size {size}")
-        shape = list(kind.shape)
         shape[axis] = -(-(self.stop - self.start) // self.step)
         return kind.with_shape(tuple(shape))
 
@@ -189,6 +262,31 @@ class Concat(Op, name="core.concat"):
         return SpikesType(made.shape, made.element) if spikes else made
 
 
+class Gather(Op, name="core.gather"):
+    """Elements of one axis by index: ``y[..., j, ...] = x[..., index[j], ...]``.
+
+    The axes of ``index`` take the place of the axis; an embedding is a gather of rows (axis 0).
+    A negative index counts from the end. Raises at run time for an index outside of the axis.
+    """
+
+    example = (
+        "%x: tensor<100x8xf32>, %i: tensor<BxSxi64> => "
+        "%y = core.gather %x, %i {axis = 0} : tensor<BxSx8xf32>"
+    )
+
+    x: Value = operand(TensorType)
+    index: Value = operand(TensorType, elements=INTEGERS)
+    axis: int = attribute(doc="the axis of x, from the front")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with the axis replaced by the axes of ``index``."""
+        kind = moved(self.x)
+        axis = normalise_axis(self, self.axis, kind.rank)
+        shape = (*kind.shape[:axis], *tensor(self.index).shape, *kind.shape[axis + 1 :])
+        return kind.with_shape(shape)
+
+
 class Pad(Op, name="core.pad"):
     """Constant padding: ``before[i]`` and ``after[i]`` elements of ``value`` around axis ``i``."""
 
@@ -220,8 +318,8 @@ class Pad(Op, name="core.pad"):
 
 
 class _Binary(Op):
-    a: Value = operand(TensorType, elements=FLOATS)
-    b: Value = operand(TensorType, elements=FLOATS)
+    a: Value = operand(TensorType, elements=NUMBERS)
+    b: Value = operand(TensorType, elements=NUMBERS)
     y: Value = result()
 
     def infer(self) -> Type:
@@ -233,7 +331,7 @@ class _Binary(Op):
 
 
 class Add(_Binary, name="core.add"):
-    """Elementwise sum with broadcasting: ``y = a + b``."""
+    """Elementwise sum with broadcasting: ``y = a + b``; integers wrap around."""
 
     example = "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.add %a, %b : tensor<Bx4xf32>"
 
@@ -263,6 +361,119 @@ class Multiply(_Binary, name="core.multiply"):
 
 
 class Divide(_Binary, name="core.divide"):
-    """Elementwise quotient with broadcasting: ``y = a / b``."""
+    """Elementwise quotient with broadcasting, in floating point: ``y = a / b``."""
 
     example = "%a: tensor<Bx4xf32>, %b: tensor<4xf32> => %y = core.divide %a, %b : tensor<Bx4xf32>"
+
+    def verify(self) -> None:
+        """Integers have several quotients; cast them first."""
+        if tensor(self.a).element not in FLOATS:
+            raise self.fail(f"divides {tensor(self.a).element}", help="cast to floating point")
+
+
+class Power(_Binary, name="core.power"):
+    """Elementwise power with broadcasting: ``y = a ^ b``."""
+
+    example = "%a: tensor<Bx4xf32>, %b: tensor<f32> => %y = core.power %a, %b : tensor<Bx4xf32>"
+
+
+class Compare(Op, name="core.compare"):
+    """Elementwise comparison with broadcasting: ``y = a relation b``, elements ``i1``."""
+
+    example = (
+        "%a: tensor<BxSxi64>, %b: tensor<Sxi64> => "
+        '%y = core.compare %a, %b {relation = "less_equal"} : tensor<BxSxi1>'
+    )
+
+    a: Value = operand(TensorType, elements=NUMBERS | BOOLEAN)
+    b: Value = operand(TensorType, elements=NUMBERS | BOOLEAN)
+    relation: Literal["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"] = (
+        attribute()
+    )
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The broadcast shape; both element types must be equal."""
+        left, right = tensor(self.a), tensor(self.b)
+        if left.element != right.element:
+            raise self.fail(f"element types {left.element} and {right.element} differ")
+        return TensorType(broadcast(self, left.shape, right.shape), "i1")
+
+
+class Where(Op, name="core.where"):
+    """Elementwise choice with broadcasting: ``y = a`` where ``condition`` holds, else ``b``.
+
+    On ``i1``, ``where(p, q, false)`` is "p and q", ``where(p, true, q)`` is "p or q".
+    """
+
+    example = (
+        "%c: tensor<Bx4xi1>, %a: tensor<Bx4xf32>, %b: tensor<4xf32> => "
+        "%y = core.where %c, %a, %b : tensor<Bx4xf32>"
+    )
+
+    condition: Value = operand(TensorType, elements=BOOLEAN)
+    a: Value = operand(TensorType)
+    b: Value = operand(TensorType)
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The broadcast shape of all three; ``a`` and ``b`` have one element type."""
+        left, right = tensor(self.a), tensor(self.b)
+        if left.element != right.element:
+            raise self.fail(f"element types {left.element} and {right.element} differ")
+        shape = broadcast(self, left.shape, right.shape)
+        return left.with_shape(broadcast(self, tensor(self.condition).shape, shape))
+
+
+class Unary(Op, name="core.unary"):
+    """An elementary function of each element: ``y = function(x)``."""
+
+    example = '%x: tensor<Bx4xf32> => %y = core.unary %x {function = "exp"} : tensor<Bx4xf32>'
+
+    x: Value = operand(TensorType, elements=FLOATS)
+    function: Literal[
+        "abs", "ceil", "cos", "erf", "exp", "floor", "log", "round", "rsqrt", "sign", "sin", "sqrt"
+    ] = attribute(doc="round: ties to even")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The type of ``x``."""
+        return tensor(self.x)
+
+
+class Cast(Op, name="core.cast"):
+    """Elements in another type: ``y = x``, rounded where ``to`` holds fewer digits.
+
+    Floating point to integer drops the fraction; a number to ``i1`` is whether it is not 0.
+    """
+
+    example = '%x: tensor<BxSxi64> => %y = core.cast %x {to = "f32"} : tensor<BxSxf32>'
+
+    x: Value = operand(TensorType, elements=DTYPES)
+    to: Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1"] = attribute(
+        doc="the new element type"
+    )
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """``x`` with other elements."""
+        return tensor(self.x).with_element(self.to)
+
+
+class CumulativeSum(Op, name="core.cumulative_sum"):
+    """Running sum along one axis: ``y[..., i, ...] = sum_{j <= i} x[..., j, ...]``."""
+
+    example = "%x: tensor<BxSxi64> => %y = core.cumulative_sum %x {axis = -1} : tensor<BxSxi64>"
+
+    x: Value = operand(TensorType, elements=NUMBERS)
+    axis: int = attribute(maximum=-1, doc="from the back")
+    y: Value = result()
+
+    def infer(self) -> Type:
+        """The type of ``x``."""
+        return tensor(self.x)
+
+    def verify(self) -> None:
+        """The axis exists and is not the batch."""
+        axis = normalise_axis(self, self.axis, tensor(self.x).rank)
+        not_the_batch(self, tensor(self.x).shape[axis], "sums along an axis")

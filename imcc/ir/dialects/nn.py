@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from imcc.ir.dialects.core import moved, tensor
+from imcc.ir.dialects.attention import Attention, Matmul
+from imcc.ir.dialects.core import moved, not_the_batch, tensor
 from imcc.ir.dialects.windows import ConvolutionWindow, windowed_shape
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
-from imcc.ir.types import FLOATS, TensorType, Type
+from imcc.ir.types import FLOATS, NUMBERS, TensorType, Type
+
+__all__ = ["Attention", "Matmul"]
 
 SEMANTICS = "imcc.ir.semantics.nn"
 
@@ -125,7 +128,31 @@ class BatchNorm(Op, name="nn.batch_norm"):
             _check_vector(self, what, getattr(self, what), channels)
 
 
-class LayerNorm(Op, name="nn.layer_norm"):
+class _TrailingNorm(Op):
+    x: Value = operand(TensorType, elements=FLOATS)
+    weight: Value | None = operand(TensorType, elements=FLOATS, default=None)
+    normalized_shape: tuple[int, ...] = attribute(minimum=1, doc="sizes of the trailing axes")
+    eps: float = attribute(default=1e-5, minimum=0)
+
+    def infer(self) -> Type:
+        """The type of ``x``."""
+        return tensor(self.x)
+
+    def verify(self) -> None:
+        """The normalised axes are the trailing ones of ``x``; weight and bias have their shape."""
+        shape, count = tensor(self.x).shape, len(self.normalized_shape)
+        if not count or shape[-count:] != self.normalized_shape:
+            raise self.fail(f"{self.x.type} does not end in {list(self.normalized_shape)}")
+        _same_element(self, *self.operands)
+        for what in ("weight", "bias"):
+            value: Value | None = getattr(self, what, None)
+            if value is not None and tensor(value).shape != self.normalized_shape:
+                raise self.fail(
+                    f"{what} is {value.type}, expected shape {list(self.normalized_shape)}"
+                )
+
+
+class LayerNorm(_TrailingNorm, name="nn.layer_norm"):
     """Normalisation of the trailing axes by their own statistics (Ba et al., 2016).
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``; mean and (biased) variance are taken over
@@ -138,29 +165,23 @@ class LayerNorm(Op, name="nn.layer_norm"):
         "%y = nn.layer_norm %x, weight=%w {normalized_shape = [4]} : tensor<Bx5x4xf32>"
     )
 
-    x: Value = operand(TensorType, elements=FLOATS)
-    weight: Value | None = operand(TensorType, elements=FLOATS, default=None)
     bias: Value | None = operand(TensorType, elements=FLOATS, default=None)
-    normalized_shape: tuple[int, ...] = attribute(minimum=1, doc="sizes of the trailing axes")
-    eps: float = attribute(default=1e-5, minimum=0)
     y: Value = result()
 
-    def infer(self) -> Type:
-        """The type of ``x``."""
-        return tensor(self.x)
 
-    def verify(self) -> None:
-        """The normalised axes are the trailing ones of ``x``; weight and bias have their shape."""
-        shape, count = tensor(self.x).shape, len(self.normalized_shape)
-        if not count or shape[-count:] != self.normalized_shape:
-            raise self.fail(f"{self.x.type} does not end in {list(self.normalized_shape)}")
-        _same_element(self, self.x, self.weight, self.bias)
-        for what in ("weight", "bias"):
-            value: Value | None = getattr(self, what)
-            if value is not None and tensor(value).shape != self.normalized_shape:
-                raise self.fail(
-                    f"{what} is {value.type}, expected shape {list(self.normalized_shape)}"
-                )
+class RmsNorm(_TrailingNorm, name="nn.rms_norm"):
+    """Normalisation of the trailing axes by their root mean square (Zhang and Sennrich, 2019).
+
+    ``y = x / sqrt(mean(x^2) + eps) * weight``; the mean is taken over the trailing axes of sizes
+    ``normalized_shape``, which weight shares. ``y`` is shaped like ``x``.
+    """
+
+    example = (
+        "%x: tensor<Bx5x4xf32>, %w: tensor<4xf32> => "
+        "%y = nn.rms_norm %x, weight=%w {normalized_shape = [4]} : tensor<Bx5x4xf32>"
+    )
+
+    y: Value = result()
 
 
 class _Pool(Op):
@@ -258,15 +279,10 @@ class AdaptiveAvgPool(Op, name="nn.adaptive_avg_pool"):
         return x.with_shape((*x.shape[:-count], *self.output))
 
 
-class Mean(Op, name="nn.mean"):
-    """Mean over some axes: ``y = sum_axes x / count``; with ``keepdim`` they stay with size 1."""
-
-    example = "%x: tensor<Bx3x8x8xf32> => %y = nn.mean %x {axes = [-2, -1]} : tensor<Bx3xf32>"
-
-    x: Value = operand(TensorType, elements=FLOATS)
+class _Reduction(Op):
+    x: Value = operand(TensorType, elements=NUMBERS)
     axes: tuple[int, ...] = attribute(maximum=-1, doc="distinct, from the back")
     keepdim: bool = attribute(default=False)
-    y: Value = result()
 
     def infer(self) -> Type:
         """``x`` without the axes, or with size 1 there."""
@@ -274,8 +290,7 @@ class Mean(Op, name="nn.mean"):
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise self.fail(f"axes {list(self.axes)} must be distinct and at least one")
         for axis in self.axes:
-            if not isinstance(_size_at(self, x, axis), int):
-                raise self.fail(f"axis {axis} has the symbolic size {x.shape[axis]}")
+            not_the_batch(self, _size_at(self, x, axis), f"reduces axis {axis}")
         gone = {axis % x.rank for axis in self.axes}
         shape: list[Dim] = []
         for index, size in enumerate(x.shape):
@@ -284,6 +299,35 @@ class Mean(Op, name="nn.mean"):
             elif self.keepdim:
                 shape.append(1)
         return x.with_shape(tuple(shape))
+
+
+class Mean(_Reduction, name="nn.mean"):
+    """Mean over some axes: ``y = sum_axes x / count``; with ``keepdim`` they stay with size 1."""
+
+    example = "%x: tensor<Bx3x8x8xf32> => %y = nn.mean %x {axes = [-2, -1]} : tensor<Bx3xf32>"
+
+    y: Value = result()
+
+    def verify(self) -> None:
+        """A mean of integers is no integer."""
+        if tensor(self.x).element not in FLOATS:
+            raise self.fail(f"takes the mean of {tensor(self.x).element}")
+
+
+class Sum(_Reduction, name="nn.sum"):
+    """Sum over some axes: ``y = sum_axes x``; with ``keepdim`` they stay with size 1."""
+
+    example = "%x: tensor<Bx3x8x8xf32> => %y = nn.sum %x {axes = [-2, -1]} : tensor<Bx3xf32>"
+
+    y: Value = result()
+
+
+class Max(_Reduction, name="nn.max"):
+    """Largest over some axes: ``y = max_axes x``; with ``keepdim`` they stay with size 1."""
+
+    example = "%x: tensor<Bx3x8x8xf32> => %y = nn.max %x {axes = [-2, -1]} : tensor<Bx3xf32>"
+
+    y: Value = result()
 
 
 class _Elementwise(Op):
@@ -392,6 +436,7 @@ class Softmax(_Elementwise, name="nn.softmax"):
     y: Value = result()
 
     def verify(self) -> None:
-        """The axis exists and has a known size: a sum over the batch has no meaning per sample."""
-        if not isinstance(_size_at(self, tensor(self.x), self.axis), int):
-            raise self.fail(f"axis {self.axis} of {self.x.type} has a symbolic size")
+        """The axis exists and is not the batch."""
+        not_the_batch(
+            self, _size_at(self, tensor(self.x), self.axis), f"normalises axis {self.axis}"
+        )

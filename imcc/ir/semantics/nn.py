@@ -96,6 +96,64 @@ def _layer_norm(
     return functional.layer_norm(x, list(op.normalized_shape), weight, bias, op.eps)
 
 
+@EVAL.register(nn.RmsNorm)
+def _rms_norm(op: nn.RmsNorm, ctx: EvalContext, *, x: Tensor, weight: Tensor | None) -> Tensor:
+    axes = tuple(range(-len(op.normalized_shape), 0))
+    made = x * torch.rsqrt(x.pow(2).mean(axes, keepdim=True) + op.eps)
+    return made if weight is None else weight * made
+
+
+@EVAL.register(nn.Matmul)
+def _matmul(op: nn.Matmul, ctx: EvalContext, *, a: Tensor, b: Tensor) -> Tensor:
+    return torch.matmul(a, b)
+
+
+@EVAL.register(nn.Attention)
+def _attention(
+    op: nn.Attention,
+    ctx: EvalContext,
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    length, keys = query.shape[-2], key.shape[-2]
+    if op.normalise == "none":
+        key, value = (item.repeat_interleave(op.groups, -3) for item in (key, value))
+        scores = query @ key.transpose(-1, -2) * op.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, 0) if mask.dtype == torch.bool else scores * mask
+        return (scores.tril() if op.causal else scores) @ value
+    if mask is not None and op.causal:
+        seen = torch.ones(length, keys, dtype=torch.bool).tril()
+        # torch takes a mask or its causal form, not both.
+        mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -math.inf)
+    leading = query.shape[:-3]
+    query, key, value = (
+        item.reshape(math.prod(leading), *item.shape[-3:]) for item in (query, key, value)
+    )
+    if mask is not None:
+        # Heads stay an axis of their own, whatever the mask leaves to broadcasting.
+        mask = (
+            mask.expand(*leading, query.shape[1], length, keys).reshape(
+                -1, query.shape[1], length, keys
+            )
+            if mask.dim() > 4 or len(leading) > 1
+            else mask
+        )
+    made = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=op.causal and mask is None,
+        scale=op.scale,
+        enable_gqa=op.groups > 1,
+    )
+    return made.reshape(*leading, *made.shape[1:])
+
+
 @EVAL.register(nn.MaxPool)
 def _max_pool(op: nn.MaxPool, ctx: EvalContext, *, x: Tensor) -> Tensor:
     compute = _MAX_POOL[len(op.kernel)]
@@ -119,6 +177,16 @@ def _adaptive_avg_pool(op: nn.AdaptiveAvgPool, ctx: EvalContext, *, x: Tensor) -
 @EVAL.register(nn.Mean)
 def _mean(op: nn.Mean, ctx: EvalContext, *, x: Tensor) -> Tensor:
     return x.mean(dim=op.axes, keepdim=op.keepdim)
+
+
+@EVAL.register(nn.Sum)
+def _sum(op: nn.Sum, ctx: EvalContext, *, x: Tensor) -> Tensor:
+    return x.sum(dim=op.axes, keepdim=op.keepdim, dtype=x.dtype)
+
+
+@EVAL.register(nn.Max)
+def _max(op: nn.Max, ctx: EvalContext, *, x: Tensor) -> Tensor:
+    return x.amax(dim=op.axes, keepdim=op.keepdim)
 
 
 @EVAL.register(nn.Relu)

@@ -130,6 +130,7 @@ class _Builder:
         self.errors = DiagnosticCollector()
         self.module: Module | None = None
         self.phase = "captured"
+        self.sizes: dict[str, int] = {}
         self.resource_file: str | None = None
         self.items: list[Resource | State | Function] = []
         self.function: Function | None = None
@@ -173,6 +174,21 @@ class _Delegate:
     def phase(self, children: list[Token]) -> None:
         self.state.phase = _string(children[0])
 
+    def size(self, children: list[Token]) -> tuple[Token, Token]:
+        return children[0], children[1]
+
+    def sizes(self, children: list[Any]) -> None:
+        for symbol, number in children:
+            if len(symbol) != 1 or not number.isdigit() or int(number) < 1:
+                self.state.fault(
+                    codes.BAD_ATTRIBUTE,
+                    f"{symbol}={number} is not the size of a symbol",
+                    number,
+                    help="write sizes(S=128): a letter and a positive integer",
+                )
+                continue
+            self.state.sizes[str(symbol)] = int(number)
+
     def resource_file(self, children: list[Token]) -> None:
         self.state.resource_file = _string(children[0])
 
@@ -201,6 +217,7 @@ class _Delegate:
     def module(self, children: list[Any]) -> None:
         state = self.state
         made = Module(children[0][1:], phase=state.phase, resource_file=state.resource_file)
+        made.sizes = state.sizes
         made.source = state.text
         for item in state.items:
             try:

@@ -15,6 +15,9 @@ def print_module(module: Module, *, resource_file: str | None = None) -> str:
     ``resource_file`` is written in place of the module's own where it is given.
     """
     head = f'module @{module.name} phase("{module.phase}")'
+    if module.sizes:
+        shown = ", ".join(f"{symbol}={size}" for symbol, size in sorted(module.sizes.items()))
+        head += f" sizes({shown})"
     file = resource_file if resource_file is not None else module.resource_file
     if file is not None:
         head += f" resources({json.dumps(file)})"
