@@ -278,6 +278,23 @@ def report_command(
     report(artifact, by, why, entry, trace, force, as_json)
 
 
+@cli.command("view")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.  [ARTIFACT.html]"
+)
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def view_command(artifact: Path, output: Path | None, show: bool, force: bool) -> None:
+    """Show what the compiler did: passes, graph, cost, tiles, schedule, as one HTML file.
+
+    The file loads nothing from the network and can be sent to others as it is.
+    """
+    from imcc.cli.view import view
+
+    view(artifact, output, show, force)
+
+
 @cli.command("opt")
 @click.argument("file", metavar="FILE")
 @click.option("--passes", help="Pipeline to run, e.g. 'canonicalize, dead-code'.")

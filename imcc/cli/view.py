@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import click
 from imcc.driver import CompiledModel, load, resume
 from imcc.ir import codes
 from imcc.ir.diagnostics import error, nearest
+from imcc.runtime.output import check_new_file, write_file
 
 
 def report(
@@ -29,7 +28,7 @@ def report(
     if by is not None and why is not None:
         raise click.UsageError("give either --by or --why")
     if trace is not None:
-        check_new_file(trace, force)
+        check_new_file(trace, force=force)
     made = resume(artifact) if artifact.suffix == ".imc" else load(artifact)
     if entry not in made.report_data["entry_points"]:
         raise error(
@@ -62,6 +61,21 @@ def report(
         print_report(made.report(), sys.stdout)
 
 
+def view(artifact: Path, output: Path | None, show: bool, force: bool) -> None:
+    """Write the page of an artifact, by default beside it, and open it if asked."""
+    from imcc.report.page import page
+
+    path = output if output is not None else artifact.with_name(f"{artifact.name}.html")
+    check_new_file(path, force=force)
+    write_file(path, page(load(artifact)))
+    click.echo(f"wrote {path}", err=True)
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            click.echo(f"note: found no browser; open {path} yourself", err=True)
+
+
 def _print_cut(made: CompiledModel, by: str, entry: str, as_json: bool) -> None:
     from imcc.report.by import CUTS, print_rows
 
@@ -71,37 +85,6 @@ def _print_cut(made: CompiledModel, by: str, entry: str, as_json: bool) -> None:
     else:
         where = "" if by == "pass" else f" of @{entry}"
         print_rows(f"By {by}{where}", rows, sys.stdout)
-
-
-def check_new_file(path: Path, force: bool) -> None:
-    """Refuse early to replace a file; raises ``OUTPUT``."""
-    if path.is_dir():
-        raise error(codes.OUTPUT, f"{path} is a folder", help="name a file")
-    if path.exists() and not force:
-        raise error(codes.OUTPUT, f"{path} exists already", help="pass --force to replace it")
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it; raises ``OUTPUT`` if that fails."""
-    beside = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # A temporary file is private; what was asked for is as public as its folder allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)
-        os.replace(beside, path)
-    except OSError as wrong:
-        if beside:
-            Path(beside).unlink(missing_ok=True)
-        raise error(
-            codes.OUTPUT,
-            f"cannot write {path}: {wrong.strerror or wrong}",
-            help="choose a place that you may write",
-        ) from None
 
 
 def _print_json(data: Any) -> None:

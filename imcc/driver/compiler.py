@@ -118,7 +118,7 @@ def compile_file(
         options,
         calibration=calibration,
         test_set=test_set,
-        name=held.path.parent.name if held.path.stem == "model" else held.path.stem,
+        name=held.path.resolve().parent.name if held.path.stem == "model" else held.path.stem,
         source=held,
         progress=progress,
     )

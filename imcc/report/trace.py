@@ -23,13 +23,9 @@ def trace_events(compiled: CompiledModel) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     report = compiled.report_data
     for process, function in enumerate(report["entry_points"], start=1):
-        entries = [
-            entry
-            for entry in op_entries(compiled, function)
-            if entry.start_ns is not None and entry.busy_ns > 0
-        ]
+        entries = [entry for entry in op_entries(compiled, function) if _timed(entry)]
         events.append(_name("process_name", process, 0, f"@{function}"))
-        for thread, (track, held) in enumerate(_tracks(compiled, function, entries), start=1):
+        for thread, (track, held) in enumerate(tracks(compiled, function, entries), start=1):
             events.append(_name("thread_name", process, thread, track))
             events.append(
                 {
@@ -60,10 +56,13 @@ def trace_text(compiled: CompiledModel) -> str:
     return json.dumps(trace_events(compiled), ensure_ascii=True, indent=1) + "\n"
 
 
-def _tracks(
+def tracks(
     compiled: CompiledModel, function: str, entries: list[OpEntry]
 ) -> list[tuple[str, list[OpEntry]]]:
-    """Threads in order of place: a layer's matrix by its tiles, the rest together."""
+    """Ops that take time, by where they run: each matrix on its tiles, the rest together.
+
+    In order of place; ops of one track do not overlap.
+    """
     backend = find_backend(compiled.target.backend)
     placement = backend.placement(compiled.module, function, compiled.target)
     places: dict[str, tuple[int, str]] = {}
@@ -77,12 +76,12 @@ def _tracks(
             shown = f"{group} {low}" if low == high else f"{group} {low} to {high}"
             places.setdefault(item.name, (item.first, f"{shown}: {item.layer}"))
     states = compiled.module.function(function).value_states()
-    tracks: dict[tuple[int, str], list[list[OpEntry]]] = {}
-    for entry in entries:
+    found: dict[tuple[int, str], list[list[OpEntry]]] = {}
+    for entry in filter(_timed, entries):
         values = (*entry.op.operands, *entry.op.results)
-        found = (places.get(states.get(value, value.name)) for value in values)
-        key = next((place for place in found if place is not None), (-1, ELSEWHERE))
-        lanes = tracks.setdefault(key, [])
+        at = (places.get(states.get(value, value.name)) for value in values)
+        key = next((place for place in at if place is not None), (-1, ELSEWHERE))
+        lanes = found.setdefault(key, [])
         for lane in lanes:
             if _end(lane[-1]) <= _start(entry):
                 lane.append(entry)
@@ -91,9 +90,13 @@ def _tracks(
             lanes.append([entry])
     return [
         (label if len(lanes) == 1 else f"{label} ({number} of {len(lanes)})", lane)
-        for (_, label), lanes in sorted(tracks.items())
+        for (_, label), lanes in sorted(found.items())
         for number, lane in enumerate(lanes, start=1)
     ]
+
+
+def _timed(entry: OpEntry) -> bool:
+    return entry.start_ns is not None and entry.busy_ns > 0
 
 
 def _start(entry: OpEntry) -> float:

@@ -163,13 +163,13 @@ class HistoryRecorder(Instrument):
         ]
         self._add(record.text, record.seconds, module, record.changed, rewrites, refusals)
 
-    def history(self) -> History:
-        """What was recorded so far."""
+    def history(self, *, excerpts: bool = True) -> History:
+        """What was recorded so far; without ``excerpts`` no file of the user's is read."""
         return History(
             history_version=HISTORY_VERSION,
             lines=list(self._numbers),
             stages=list(self.stages),
-            sources=_excerpts(self._places),
+            sources=_excerpts(self._places) if excerpts else {},
         )
 
     def _add(

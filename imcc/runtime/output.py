@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -37,6 +37,36 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Refuse early to replace a file; raises ``OUTPUT``."""
+    if path.is_dir():
+        raise error(codes.OUTPUT, f"{path} is a folder", help="name a file")
+    if path.exists() and not force:
+        raise error(codes.OUTPUT, f"{path} exists already", help="pass --force to replace it")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it; raises ``OUTPUT`` if that fails."""
+    work: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        work = Path(name)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # A temporary file is private; what was asked for is as public as its folder allows.
+        work.chmod(0o666 & ~_umask())
+        os.replace(work, path)
+    except OSError as wrong:
+        if work is not None:
+            work.unlink(missing_ok=True)
+        raise error(
+            codes.OUTPUT,
+            f"cannot write {path}: {wrong.strerror or wrong}",
+            help="choose a place that you may write",
+        ) from None
 
 
 def _umask() -> int:
