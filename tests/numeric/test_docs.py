@@ -42,3 +42,9 @@ def test_own_target_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "mychip.toml").write_text(capsys.readouterr().out)
     assert main(["targets", "mychip.toml", "--set", "adc.bits=6"]) == 0
     assert "bits = 6" in capsys.readouterr().out
+
+
+def test_adapt_on_line(capsys):
+    (code,) = blocks("docs/how-to/adapt-on-line.md", "python")
+    exec(compile(code, "adapt-on-line.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0.9

@@ -184,14 +184,17 @@ class RmsNorm(_TrailingNorm, name="nn.rms_norm"):
     y: Value = result()
 
 
-class _Pool(Op):
+class Pool(Op):
+    """A window that slides over the last axes: what poolings and their gradients share."""
+
     x: Value = operand(TensorType, elements=FLOATS, doc="[..., C, spatial]")
     kernel: tuple[int, ...] = attribute(minimum=1)
     stride: tuple[int, ...] = attribute(minimum=1)
     padding: tuple[int, ...] = attribute(minimum=0)
     ceil_mode: bool = attribute(default=False, doc="round the output size up")
 
-    def _shape(self, dilation: tuple[int, ...]) -> TensorType:
+    def pooled(self, dilation: tuple[int, ...]) -> TensorType:
+        """``x`` with the sizes that the window leaves."""
         x = tensor(self.x)
         if not 1 <= len(self.kernel) <= 3:
             raise self.fail(f"has {len(self.kernel)} spatial axes, 1 to 3 are supported")
@@ -211,7 +214,7 @@ class _Pool(Op):
         )
 
 
-class MaxPool(_Pool, name="nn.max_pool"):
+class MaxPool(Pool, name="nn.max_pool"):
     """Largest of each window: ``y[..., p] = max_k x[..., p * stride + k * dilation - padding]``.
 
     Padding counts as minus infinity. ``x`` is ``[..., C, spatial]``, ``y`` is
@@ -229,10 +232,10 @@ class MaxPool(_Pool, name="nn.max_pool"):
 
     def infer(self) -> Type:
         """``x`` with the sizes that the window leaves; the largest of spikes is a spike."""
-        return moved(self.x).with_shape(self._shape(self.dilation).shape)
+        return moved(self.x).with_shape(self.pooled(self.dilation).shape)
 
 
-class AvgPool(_Pool, name="nn.avg_pool"):
+class AvgPool(Pool, name="nn.avg_pool"):
     """Mean of each window: ``y[..., p] = sum_k x[..., p * stride + k - padding] / count``.
 
     Padding counts as 0; ``count`` is the kernel's size, or with ``count_include_pad = false`` the
@@ -250,7 +253,7 @@ class AvgPool(_Pool, name="nn.avg_pool"):
 
     def infer(self) -> Type:
         """``x`` with the sizes that the window leaves."""
-        return self._shape((1,) * len(self.kernel))
+        return self.pooled((1,) * len(self.kernel))
 
 
 class AdaptiveAvgPool(Op, name="nn.adaptive_avg_pool"):

@@ -18,7 +18,9 @@ from imcc.ir.types import FLOATS, SpikesType, TensorType, Type
 SEMANTICS = "imcc.ir.semantics.snn"
 
 
-class _Integrator(Op):
+class Integrator(Op):
+    """What leaks and integrates: the parameters that all neurons share."""
+
     x: Value = operand(TensorType, elements=FLOATS, doc="[T, ...], or [...] without a time axis")
     start: Value | None = operand(
         TensorType, elements=FLOATS, default=None, doc="state before the first step; else v_init"
@@ -72,7 +74,7 @@ class _Integrator(Op):
         return x
 
 
-class LeakyIntegrator(_Integrator, name="snn.li"):
+class LeakyIntegrator(Integrator, name="snn.li"):
     """Leaky integrator: a membrane that never fires, or the current of a synapse.
 
     With ``u = g x[t]``, the state v starts from ``start`` (or ``v_init``) and each step computes
@@ -114,7 +116,50 @@ class LeakyIntegrator(_Integrator, name="snn.li"):
                 raise self.fail('read = "jump" needs leak_as = "rate", no rest, no decay_input')
 
 
-class LeakyIntegrateAndFire(_Integrator, name="snn.lif"):
+class Neuron(Integrator):
+    """A neuron's parameters: what ``snn.lif`` and its gradient share."""
+
+    thresholds: Value | None = operand(
+        TensorType, elements=FLOATS, default=None, doc="threshold per element; broadcasts to a step"
+    )
+    threshold: float = attribute(default=1.0, doc="ignored where thresholds is given")
+    fires_at: Literal["above", "threshold"] = attribute(default="threshold")
+    max_spikes: int = attribute(default=1, minimum=0, doc="in one step; 0 is no limit")
+    reset: Literal["subtract", "hard", "none"] = attribute(default="subtract")
+    reset_at: Literal["present", "next", "next_with_input", "both"] = attribute(default="present")
+    reset_value: float | None = attribute(
+        default=None, doc="what is subtracted (none: the threshold) or set (none: 0)"
+    )
+    minimum: float | None = attribute(default=None, doc="lower bound of the membrane")
+    surrogate: Literal[
+        "atan",
+        "fast_sigmoid",
+        "sigmoid",
+        "triangle",
+        "exponential",
+        "gaussian",
+        "rectangle",
+        "straight_through",
+        "none",
+    ] = attribute(default="none")
+    surrogate_slope: float = attribute(default=1.0)
+    surrogate_scale: float = attribute(default=1.0)
+    detach_reset: bool = attribute(default=False)
+
+    def verify(self) -> None:
+        """Parameters broadcast to one step; counts reset at once by a positive threshold."""
+        self._check("thresholds")
+        if self.max_spikes != 1:
+            if self.reset_at != "present":
+                raise self.fail('counting neurons reset with reset_at = "present"')
+            if self.thresholds is None and self.threshold <= 0.0:
+                raise self.fail(f"a count needs a positive threshold, found {self.threshold}")
+        delayed = self.reset_at != "present" and self.reset == "hard"
+        if delayed and self.reset_value not in (None, 0.0):
+            raise self.fail(f"a delayed hard reset is to 0, not {self.reset_value}")
+
+
+class LeakyIntegrateAndFire(Neuron, name="snn.lif"):
     """Leaky integrate-and-fire neuron; with ``leak = 1`` as a factor it does not leak.
 
     Each step integrates, fires and resets. With ``u = g x[t]`` the membrane v becomes h:
@@ -162,32 +207,6 @@ class LeakyIntegrateAndFire(_Integrator, name="snn.lif"):
         ": spikes<4xBx8>, tensor<4xBx8xf32>"
     )
 
-    thresholds: Value | None = operand(
-        TensorType, elements=FLOATS, default=None, doc="threshold per element; broadcasts to a step"
-    )
-    threshold: float = attribute(default=1.0, doc="ignored where thresholds is given")
-    fires_at: Literal["above", "threshold"] = attribute(default="threshold")
-    max_spikes: int = attribute(default=1, minimum=0, doc="in one step; 0 is no limit")
-    reset: Literal["subtract", "hard", "none"] = attribute(default="subtract")
-    reset_at: Literal["present", "next", "next_with_input", "both"] = attribute(default="present")
-    reset_value: float | None = attribute(
-        default=None, doc="what is subtracted (none: the threshold) or set (none: 0)"
-    )
-    minimum: float | None = attribute(default=None, doc="lower bound of the membrane")
-    surrogate: Literal[
-        "atan",
-        "fast_sigmoid",
-        "sigmoid",
-        "triangle",
-        "exponential",
-        "gaussian",
-        "rectangle",
-        "straight_through",
-        "none",
-    ] = attribute(default="none")
-    surrogate_slope: float = attribute(default=1.0)
-    surrogate_scale: float = attribute(default=1.0)
-    detach_reset: bool = attribute(default=False)
     spikes: Value = result(doc="[T, ...]")
     v: Value = result(doc="the membrane after each step, [T, ...]")
 
@@ -196,15 +215,3 @@ class LeakyIntegrateAndFire(_Integrator, name="snn.lif"):
         x = self._needs_time()
         fired = SpikesType(x.shape, x.element) if self.max_spikes == 1 else x
         return (fired, x)
-
-    def verify(self) -> None:
-        """Parameters broadcast to one step; counts reset at once by a positive threshold."""
-        self._check("thresholds")
-        if self.max_spikes != 1:
-            if self.reset_at != "present":
-                raise self.fail('counting neurons reset with reset_at = "present"')
-            if self.thresholds is None and self.threshold <= 0.0:
-                raise self.fail(f"a count needs a positive threshold, found {self.threshold}")
-        delayed = self.reset_at != "present" and self.reset == "hard"
-        if delayed and self.reset_value not in (None, 0.0):
-            raise self.fail(f"a delayed hard reset is to 0, not {self.reset_value}")

@@ -154,18 +154,28 @@ def _attention(
     return made.reshape(*leading, *made.shape[1:])
 
 
+def largest_pool(op: nn.Pool, x: Tensor, dilation: Sequence[int]) -> Tensor:
+    """The largest of each window."""
+    compute = _MAX_POOL[len(op.kernel)]
+    given = (op.kernel, op.stride, op.padding, dilation, op.ceil_mode)
+    return with_one_batch(x, len(op.kernel), lambda flat: compute(flat, *given))
+
+
+def average_pool(op: nn.Pool, x: Tensor, count_include_pad: bool) -> Tensor:
+    """The mean of each window."""
+    compute = _AVG_POOL[len(op.kernel)]
+    given = (op.kernel, op.stride, op.padding, op.ceil_mode, count_include_pad)
+    return with_one_batch(x, len(op.kernel), lambda flat: compute(flat, *given))
+
+
 @EVAL.register(nn.MaxPool)
 def _max_pool(op: nn.MaxPool, ctx: EvalContext, *, x: Tensor) -> Tensor:
-    compute = _MAX_POOL[len(op.kernel)]
-    given = (op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
-    return with_one_batch(x, len(op.kernel), lambda flat: compute(flat, *given))
+    return largest_pool(op, x, op.dilation)
 
 
 @EVAL.register(nn.AvgPool)
 def _avg_pool(op: nn.AvgPool, ctx: EvalContext, *, x: Tensor) -> Tensor:
-    compute = _AVG_POOL[len(op.kernel)]
-    given = (op.kernel, op.stride, op.padding, op.ceil_mode, op.count_include_pad)
-    return with_one_batch(x, len(op.kernel), lambda flat: compute(flat, *given))
+    return average_pool(op, x, op.count_include_pad)
 
 
 @EVAL.register(nn.AdaptiveAvgPool)

@@ -36,9 +36,7 @@ class _Fire(torch.autograd.Function):
     """Spikes as computed; the gradient in the membrane is the surrogate's."""
 
     @staticmethod
-    def forward(
-        ctx: Any, spikes: Tensor, distance: Tensor, op: snn.LeakyIntegrateAndFire
-    ) -> Tensor:
+    def forward(ctx: Any, spikes: Tensor, distance: Tensor, op: snn.Neuron) -> Tensor:
         ctx.save_for_backward(distance)
         ctx.op = op
         return spikes.clone()
@@ -46,13 +44,13 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         (distance,) = ctx.saved_tensors
-        op: snn.LeakyIntegrateAndFire = ctx.op
+        op: snn.Neuron = ctx.op
         slope = SURROGATES[op.surrogate](op.surrogate_slope * distance)
         return None, gradients[0] * (op.surrogate_scale * slope), None
 
 
 def integrate(
-    op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire,
+    op: snn.Integrator,
     v: Tensor,
     u: Tensor,
     leak: Number,
@@ -68,7 +66,7 @@ def integrate(
     return v - (away * leak if op.leak_as == "rate" else away / leak) + u
 
 
-def _steps(op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire, x: Tensor) -> tuple[Tensor, ...]:
+def _steps(op: snn.Integrator, x: Tensor) -> tuple[Tensor, ...]:
     return x.unbind(0) if op.time_axis else (x,)
 
 
@@ -82,7 +80,7 @@ def _first(v_init: float, start: Tensor | None, step: Tensor) -> Tensor:
     return start.expand(step.shape)
 
 
-def _joined(op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire, steps: list[Tensor]) -> Tensor:
+def _joined(op: snn.Integrator, steps: list[Tensor]) -> Tensor:
     return torch.stack(steps) if op.time_axis else steps[0]
 
 
@@ -120,7 +118,7 @@ def _li(
     return (held if op.read == "state" else _joined(op, read)), held
 
 
-def _fire(op: snn.LeakyIntegrateAndFire, h: Tensor, threshold: Number) -> Tensor:
+def _fire(op: snn.Neuron, h: Tensor, threshold: Number) -> Tensor:
     distance = h - threshold
     if op.max_spikes == 1:
         spikes = (distance > 0 if op.fires_at == "above" else distance >= 0).to(h.dtype)
@@ -134,7 +132,7 @@ def _fire(op: snn.LeakyIntegrateAndFire, h: Tensor, threshold: Number) -> Tensor
     return made
 
 
-def _after(op: snn.LeakyIntegrateAndFire, h: Tensor, s: Tensor, amount: Number) -> Tensor:
+def _after(op: snn.Neuron, h: Tensor, s: Tensor, amount: Number) -> Tensor:
     """The reset that follows a spike at once."""
     if op.reset == "subtract":
         return h - s * amount
@@ -146,16 +144,22 @@ def _after(op: snn.LeakyIntegrateAndFire, h: Tensor, s: Tensor, amount: Number) 
 
 @EVAL.register(snn.LeakyIntegrateAndFire)
 def _lif(
-    op: snn.LeakyIntegrateAndFire,
-    ctx: EvalContext,
-    *,
+    op: snn.LeakyIntegrateAndFire, ctx: EvalContext, *, x: Tensor, **parameters: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return run_neuron(op, x, **parameters)
+
+
+def run_neuron(
+    op: snn.Neuron,
     x: Tensor,
+    *,
     start: Tensor | None,
     leaks: Tensor | None,
     gains: Tensor | None,
     rests: Tensor | None,
     thresholds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Spikes and membranes of a neuron over its input, ``[T, ...]`` each."""
     leak, gain, rest = _given(leaks, op.leak), _given(gains, op.gain), _given(rests, op.rest)
     threshold = _given(thresholds, op.threshold)
     amount = threshold if op.reset_value is None else op.reset_value
