@@ -39,6 +39,7 @@ from imcc.frontend.inputs import BATCH, SEQUENCE, Inputs, OpenSizes
 from imcc.frontend.neurons import exchanged_neurons
 from imcc.frontend.places import place_of_exception, place_of_trace
 from imcc.frontend.rules import HINTS, all_rules
+from imcc.frontend.time_axes import give_time_axis
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location, error
 from imcc.ir.dialects import core
@@ -132,6 +133,7 @@ def capture(
         raise DiagnosticError([*wrong.diagnostics, *found]) from None
     made.sizes = {name: size for name, size in sizes.example.items() if name != BATCH}
     canonicalise(made, resources)
+    found.extend(give_time_axis(made, resources))
     verify(made)
     fixed = {index: leaf for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
     return Captured(

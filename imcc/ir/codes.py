@@ -206,6 +206,14 @@ PROMISE = code(
     "each pass and found the first one whose results differ by more.",
 )
 
+STEPS = code(
+    "IMC408",
+    "time steps stay apart",
+    "A loop over time steps is rolled back into one computation over a time axis where every step\n"
+    "does the same. Here a step needs what the neuron did before (a recurrent connection), or the\n"
+    "steps do different things. The program is correct; each step has a copy of the layers.",
+)
+
 # 5: targets and hardware
 UNKNOWN_TARGET = code(
     "IMC501",

@@ -1,0 +1,1 @@
+"""What passes that move time into an axis share."""
