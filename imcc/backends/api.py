@@ -100,7 +100,10 @@ class Backend(ABC):
     def cost(
         self, module: Module, function: str, target: Target, activity: Activity = "assumed"
     ) -> CostRecord:
-        """Cost of one call of an entry point with B = 1."""
+        """Cost of one call of an entry point with B = 1.
+
+        ``activity`` is the least that the caller takes; the record says what its counts rest on.
+        """
 
     def op_cost(self, op: Op, target: Target, activity: Activity = "assumed") -> OpCost:
         """What one call of ``op`` does, with B = 1. No rule means that its cost is unknown."""

@@ -30,7 +30,8 @@ class CalibrateActivations(Pass):
     ``round(-lo / scale)`` (Jacob et al., CVPR 2018, eq. 1), or with ``scheme="symmetric"`` signed
     codes with ``scale = max(|lo|, |hi|) / (2^(bits-1) - 1)``.
 
-    An op whose weight is not a constant is left alone: its operands are run-time matrices.
+    An op whose weight is not a constant is left alone: its operands are run-time matrices. So is
+    an input that is quantised already.
     """
 
     name: ClassVar[str] = "calibrate-activations"
@@ -64,6 +65,8 @@ class CalibrateActivations(Pass):
         found: dict[Value, list[Op]] = {}
         for op in function.ops:
             if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, core.Constant):
+                if isinstance(op.x.owner, quant.Dequantize):
+                    continue
                 if core.tensor(op.x).element != "f32":
                     raise DiagnosticError(
                         op.diagnostic(

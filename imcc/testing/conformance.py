@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from imcc.backends.api import Backend, Target, find_backend
+from imcc.backends.api import Activity, Backend, Target, find_backend
 from imcc.backends.targets import find_target, load_target
 from imcc.driver import CompiledModel
 from imcc.driver import compile as compile_model
@@ -401,7 +401,8 @@ def cost_records_add_up(subject: Subject) -> None:
         said = record.provenance
         _demand(said.get("target_sha256") == held.target.sha256, f"@{name}: provenance of target")
         _demand(bool(said.get("cost_model")), f"@{name}: provenance names no cost model")
-        _demand(record.activity == "assumed", f"@{name}: activity is {record.activity!r}")
+        known = record.activity in get_args(Activity)
+        _demand(known, f"@{name}: activity is {record.activity!r}")
         ops = [op for op in held.module.function(name).ops if not op.terminator]
         unknown = [op for op in ops if subject.instance.op_cost(op, held.target).unknown]
         _demand(len(record.unknown) >= len(unknown), f"@{name}: unknown costs are not listed")

@@ -34,7 +34,8 @@ def test_op_has_an_eval_rule(name):
     from imcc.backends.crossbar import BACKEND
 
     BACKEND.load_rules()
-    assert EVAL.find(name, "crossbar" if prefix == "xbar" else None) is not None
+    backend = {"xbar": "crossbar", "sparse": "sparse_snn"}.get(prefix)
+    assert EVAL.find(name, backend) is not None
 
 
 @pytest.mark.parametrize("name", pass_names())

@@ -1,0 +1,1 @@
+"""Passes of the backend ``sparse_snn``, one file each."""
