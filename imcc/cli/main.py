@@ -367,6 +367,17 @@ def explain_command(code: str | None, as_json: bool) -> None:
     _emit(show_code(code) if code else show_codes(), as_json)
 
 
+@cli.command("doctor")
+@_json_option
+def doctor_command(as_json: bool) -> int:
+    """Show versions, extras, plugins, threads and tools; exit 1 if something is broken."""
+    from imcc.cli.doctor import examine
+
+    found = examine()
+    _emit((found.render(), found.to_json()), as_json)
+    return EXIT_DIAGNOSTICS if found.problems else 0
+
+
 def _read_module(file: str) -> Module:
     """The module of an IR file, of standard input, or of an artifact; not verified."""
     if Path(file).is_dir() or Path(file).suffix == ".zip":
