@@ -22,7 +22,6 @@ from imcc.driver import compile as compile_model
 from imcc.frontend.capture import capture
 from imcc.frontend.neurons.ops import lif
 from imcc.ir.diagnostics import DiagnosticError
-from imcc.ir.dialects import core
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
 from imcc.runtime.executor import Executor
@@ -239,17 +238,8 @@ def neutral_run(model, pipeline):
     return module, resources, want
 
 
-def test_split_time_keeps_the_time_axis_and_every_bit():
-    module, resources, want = neutral_run(Spiking(), "canonicalize, split-time")
-    assert torch.equal(outputs(module, resources), want)
-    convs = [op for op in module.walk() if op.name == "nn.conv"]
-    assert [str(op.x.type) for op in convs] == ["spikes<4xBx2x6x6>", "spikes<4xBx8x6x6>"]
-    merges = [op for op in module.walk() if isinstance(op, core.Reshape)]
-    assert all("4*B" not in str(op.y.type) for op in merges)
-
-
 def test_quantize_spikes_changes_nothing():
-    module, resources, want = neutral_run(Spiking(), "split-time, quantize-spikes")
+    module, resources, want = neutral_run(Spiking(), "quantize-spikes")
     assert torch.equal(outputs(module, resources), want)
     assert sum(op.name == "quant.quantize" for op in module.walk()) == 3
     relu = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3))

@@ -39,7 +39,7 @@ class SparseSnnBackend(Backend):
         parallel = target.data.get("engine") == "temporal-parallel"
         order = "timestep-parallel" if parallel else "timestep-sequential"
         return (
-            "canonicalize, split-time, fold-batch-norm, dead-code, quantize-spikes, "
+            "canonicalize, fold-batch-norm, dead-code, quantize-spikes, "
             "calibrate-activations, quantize-weights, integer-arithmetic, dead-code, "
             f"compress-spikes, {order}, profile-activity"
         )
