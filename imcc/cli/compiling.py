@@ -22,6 +22,7 @@ from imcc.runtime.artifact import check_output
 class CompileCommand:
     """The command's options by the names of ``imcc compile --help``."""
 
+    data: Path | None
     target: str | None
     output: Path | None
     overrides: tuple[str, ...]
@@ -55,7 +56,8 @@ def compile_program(model: str, given: CompileCommand) -> tuple[dict[str, Any], 
         if Path(model).suffix == ".imc":
             made = _resume(model, given, watching, timing, report_progress)
         else:
-            made = compile_file(model, _options(given, watching, timing), report_progress)
+            options = _options(given, watching, timing)
+            made = compile_file(model, options, report_progress, data=given.data)
     report = made.report()
     if given.output is not None:
         _save(made, report, given.output, given.force)
@@ -91,6 +93,7 @@ def _resume(
     report_progress: Progress,
 ) -> CompiledModel:
     for name, value in (
+        ("--data", given.data),
         ("--from", given.start),
         ("--trials", given.trials),
         ("--check", given.check),

@@ -96,7 +96,8 @@ _set_option = click.option(
 
 
 @cli.command("compile")
-@click.argument("model", metavar="MODEL.py[:NAME]|FILE.imc")
+@click.argument("model", metavar="MODEL.py[:NAME]|MODEL.pt2|FILE.imc")
+@click.option("--data", type=_PATH, help="Python file with calibration_data() and so on.")
 @click.option("--target", help="A preset or a TOML file  [default: rram].")
 @click.option("-o", "--output", type=_PATH, help="Folder or .zip to write.")
 @_set_option
@@ -115,6 +116,9 @@ _set_option = click.option(
 @_json_option
 def compile_command(model: str, **given: Any) -> None:
     """Compile a model file, evaluate it, and report cost and accuracy.
+
+    MODEL.py defines model() or NAME; MODEL.pt2 is a program of torch.export.save, whose data come
+    from --data.
 
     FILE.imc from a folder of --dump-phases goes on from its phase, with the target, seed and
     calibration data of that folder.
@@ -192,7 +196,7 @@ def eval_command(
 @cli.command("run")
 @click.argument("artifact", metavar="ARTIFACT|FILE.imc", type=_PATH)
 @click.option("--target", help="For an .imc file that stands alone: a preset or a TOML file.")
-@click.option("--model", help="Model file with evaluation_data() and metric().")
+@click.option("--model", help="Python file with evaluation_data() and metric().")
 @click.option("--data", type=_PATH, help=".npz or .safetensors with inputs.")
 @click.option("-o", "--output", type=_PATH, help=".npz file for the outputs.")
 @click.option("--trials", default=1, show_default=True, type=click.IntRange(1))
@@ -424,8 +428,11 @@ def _show_report(report: dict[str, Any], as_json: bool) -> None:
 def _show_warnings(report: dict[str, Any]) -> None:
     for item in report["warnings"]:
         click.echo(f"{item['severity']}[{item['code']}]: {item['message']}", err=True)
-        if item["help"]:
-            click.echo(f"  help: {item['help']}", err=True)
+        for place in item["model"]:
+            click.echo(f"  in the model: {place}", err=True)
+        for key in ("reason", "help"):
+            if item[key]:
+                click.echo(f"  {key}: {item[key]}", err=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from imcc.driver import CompiledModel
 from imcc.driver.data import evaluation_set
-from imcc.frontend.model_file import load_model_file
+from imcc.frontend.model_file import load_data_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
 from imcc.ir.semantics.tensor_files import read_inputs
@@ -21,12 +21,12 @@ def run_metric(
     made: CompiledModel, model: str, trials: int, seed: int, noisy: bool, progress: Progress
 ) -> dict[str, Any]:
     """The metric of the model file over trials."""
-    held = load_model_file(model)
+    held = load_data_file(model)
     inputs, targets = evaluation_set(held.require("evaluation_data", "evaluation")())
     metric = held.require("metric", "evaluation")
     statistics = run_trials(
         made.executor,
-        made.signature.flatten(inputs),
+        made.signature.tensors(inputs),
         targets,
         metric,
         trials=trials,
@@ -58,6 +58,12 @@ def run_data(
     """Outputs for inputs from a file, written as ``output0``, ``output1``... ``[R, B, ...]``."""
     if output.exists() and not force:
         raise error(codes.OUTPUT, f"{output} exists already", help="pass --force to replace it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as wrong:
+        raise error(
+            codes.OUTPUT, f"cannot create {output.parent}: {wrong.strerror or wrong}"
+        ) from None
     inputs = read_inputs(data, [value.name for value in made.module.function().inputs])
     outputs = made.executor.run(
         inputs, trials=range(trials), seed=seed, noisy=noisy, progress=progress

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
 
 from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
 from imcc.driver.compiled import CompiledModel
-from imcc.driver.data import as_inputs, calibration_batches, evaluation_set
+from imcc.driver.data import CallInputs, as_inputs, calibration_batches, evaluation_set
 from imcc.driver.options import CompileOptions
 from imcc.driver.phase_folder import Dump
 from imcc.driver.signature import Signature, input_names
 from imcc.driver.stages import Start, finish, start_of
 from imcc.driver.test_set import MetricTestSet, TestSet
-from imcc.frontend.capture import capture
+from imcc.frontend.capture import capture, capture_exported
+from imcc.frontend.exported import call_inputs
 from imcc.frontend.model_file import ModelFile, load_model_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
@@ -28,13 +32,10 @@ from imcc.passes.infrastructure import (
     passes_after,
 )
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 def compile(
-    model: nn.Module,
-    example_inputs: Any,
+    model: nn.Module | ExportedProgram | Callable[..., Any],
+    example_inputs: Any = None,
     target: str = "rram",
     *,
     passes: str | None = None,
@@ -55,21 +56,18 @@ def compile(
 ) -> CompiledModel:
     """Compile a PyTorch model for a target.
 
-    ``example_inputs`` is a tensor or a tuple of them, batch first. ``calibration`` is a list of
-    input tuples from the training set (see :func:`imcc.driver.data.calibration_batches`).
-    ``evaluation`` is ``(inputs, targets)``; with ``metric(outputs, targets)`` the report gets an
-    accuracy section, with ``trials`` noisy trials. :class:`CompileOptions` explains ``to``,
-    ``dump_phases``, ``start`` and ``check``. Raises :class:`DiagnosticError` for whatever is wrong
-    with the model, the data, the target or the passes.
+    ``model`` is a module, a function of tensors, or what ``torch.export.export`` gave.
+    ``example_inputs`` is a tensor or a tuple of them, batch first, or a dict of keyword inputs; an
+    exported program needs none. ``calibration`` is a list of such inputs from the training set
+    (see :func:`imcc.driver.data.calibration_batches`). ``evaluation`` is ``(inputs, targets)``;
+    with ``metric(outputs, targets)`` the report gets an accuracy section, with ``trials`` noisy
+    trials. :class:`CompileOptions` explains ``to``, ``dump_phases``, ``start`` and ``check``.
+    Raises :class:`DiagnosticError` for whatever is wrong with the model, the data, the target or
+    the passes.
     """
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise error(
-            codes.MODEL_FILE,
-            f"the model is {type(model).__name__}, not a torch.nn.Module",
-            help="wrap a function into a module with a forward method",
-        )
+    held = _as_model(model)
+    if example_inputs is None and isinstance(held, ExportedProgram):
+        example_inputs = call_inputs(held, held.example_inputs)
     options = CompileOptions(
         target,
         tuple(overrides),
@@ -84,7 +82,7 @@ def compile(
         check,
     )
     return _compile(
-        model,
+        held,
         as_inputs(example_inputs),
         options,
         calibration=calibration,
@@ -95,18 +93,39 @@ def compile(
     )
 
 
+def _as_model(model: Any) -> nn.Module | ExportedProgram:
+    """A module or an exported program; a function becomes a module that calls it."""
+    if isinstance(model, (nn.Module, ExportedProgram)):
+        return model
+    if isinstance(model, type) or not callable(model):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise error(
+            codes.MODEL_FILE,
+            f"the model is {given}, not a torch.nn.Module",
+            help=f"make one of it: {model.__name__}(...)"
+            if isinstance(model, type)
+            else "give a module, a function of tensors or an exported program",
+        )
+    made = nn.Module()
+    made.forward = model
+    return made
+
+
 def compile_file(
     spec: str | ModelFile,
     options: CompileOptions,
     progress: Progress = no_progress,
     *,
+    data: str | Path | None = None,
     test_set: TestSet | None = None,
 ) -> CompiledModel:
-    """Compile a user's model file, ``path.py`` or ``path.py:name`` of the model function.
+    """Compile a user's model file: ``path.py``, ``path.py:name``, or an exported ``path.pt2``.
 
+    ``data`` is a file whose ``calibration_data()``, ``evaluation_data()``, ``metric()`` and
+    ``example_inputs()`` replace those of the model file; an exported program has none.
     ``test_set`` is evaluated in place of the file's ``evaluation_data()``.
     """
-    held = spec if isinstance(spec, ModelFile) else load_model_file(spec)
+    held = spec if isinstance(spec, ModelFile) else load_model_file(spec, data)
     if options.check and test_set is None:
         held.require("evaluation_data", "measuring what each pass costs in accuracy")
     calibration = held.calibration_data() if held.calibration_data is not None else None
@@ -114,7 +133,7 @@ def compile_file(
         test_set = _test_set(held.evaluation_data(), held.require("metric", "evaluation"))
     return _compile(
         held.module,
-        held.example_inputs,
+        () if held.example_inputs is None else held.example_inputs,
         options,
         calibration=calibration,
         test_set=test_set,
@@ -125,8 +144,8 @@ def compile_file(
 
 
 def _compile(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    model: nn.Module | ExportedProgram,
+    example_inputs: CallInputs,
     options: CompileOptions,
     *,
     calibration: Any,
@@ -158,8 +177,8 @@ def _compile(
 
 
 def _start(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    model: nn.Module | ExportedProgram,
+    example_inputs: CallInputs,
     options: CompileOptions,
     name: str,
     source: ModelFile | None,
@@ -171,8 +190,13 @@ def _start(
     file = Path(str(source.path)).name if source is not None else None
     if dump is not None and dump.captured().module.phase == "captured":
         return start_of(dump, name, file)
-    captured = capture(model, example_inputs, name=_identifier(name))
-    signature = Signature.of(captured, input_names(model, len(example_inputs)))
+    if isinstance(model, nn.Module):
+        captured = capture(model, example_inputs, name=_identifier(name))
+        names = captured.input_names or input_names(model, len(example_inputs))
+    else:
+        captured = capture_exported(model, name=_identifier(name))
+        names = captured.input_names
+    signature = Signature.of(captured, names)
     return Start(
         dump.module if dump is not None else captured.module,
         dump.resources if dump is not None else captured.resources,
@@ -213,7 +237,7 @@ def _test_set(evaluation: Any, metric: Callable[[Any, Any], Any] | None) -> Test
 
 def _calibration(
     calibration: Any,
-    example_inputs: tuple[Any, ...],
+    example_inputs: CallInputs,
     options: CompileOptions,
     signature: Signature,
 ) -> list[tuple[Any, ...]] | None:
@@ -221,7 +245,7 @@ def _calibration(
         if not options.calibrate_on_example:
             return None
         calibration = [example_inputs]
-    return [tuple(signature.flatten(batch)) for batch in calibration_batches(calibration)]
+    return [tuple(signature.tensors(batch)) for batch in calibration_batches(calibration)]
 
 
 def _identifier(name: str) -> str:

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
 from imcc.ir.module import Function
 
+CallInputs: TypeAlias = tuple[Any, ...] | Mapping[str, Any]
+"""One call's inputs: by position, or by name."""
 
-def as_inputs(given: Any) -> tuple[Any, ...]:
-    """One call's inputs as a tuple: a tensor becomes a tuple of one, a list a tuple."""
+
+def as_inputs(given: Any) -> CallInputs:
+    """One call's inputs: a tensor becomes a tuple of one, a list a tuple; a mapping gives names."""
     if isinstance(given, Tensor):
         return (given,)
-    if isinstance(given, tuple):
+    if isinstance(given, (tuple, Mapping)):
         return given
     if isinstance(given, list):
         return tuple(given)
     raise error(
         codes.BAD_DATA,
-        f"inputs are a tensor or a tuple of tensors, not {type(given).__name__}",
+        f"inputs are a tensor, a tuple of tensors or a dict by name, not {type(given).__name__}",
+        help="convert arrays with torch.from_numpy(array)"
+        if type(given).__module__ == "numpy"
+        else "give (x,), or {'x': x} for keyword inputs",
     )
 
 
-def calibration_batches(given: Any) -> list[tuple[Any, ...]]:
-    """Calibration data as a list of input tuples.
+def calibration_batches(given: Any) -> list[CallInputs]:
+    """Calibration data as a list of one call's inputs.
 
-    Accepts a list of input tuples, a list of tensors (one batch each), a tensor (one batch), or
-    one input tuple. Raises ``BAD_DATA`` for anything else, empty data and values that are not
-    finite.
+    Accepts a list of input tuples or dicts, a list of tensors (one batch each), a tensor (one
+    batch), or one input tuple or dict. Raises ``BAD_DATA`` for anything else, empty data and values
+    that are not finite.
     """
     items = list(given) if isinstance(given, Sequence) and not isinstance(given, tuple) else [given]
     batches = [as_inputs(item) for item in items]
     if not batches:
         raise _bad("calibration_data() returned nothing")
     for number, batch in enumerate(batches):
-        for value in batch:
+        for value in pytree.tree_leaves(batch):
             floating = isinstance(value, Tensor) and value.is_floating_point()
             if floating and not bool(torch.isfinite(value).all()):
                 raise _bad(f"calibration batch {number} holds values that are not finite")
@@ -67,7 +74,7 @@ def fit_batches(batches: Sequence[tuple[Any, ...]], function: Function) -> list[
     return made
 
 
-def evaluation_set(given: Any) -> tuple[tuple[Any, ...], Any]:
+def evaluation_set(given: Any) -> tuple[CallInputs, Any]:
     """Evaluation data ``(inputs, targets)`` as an input tuple and targets."""
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise _bad("evaluation_data() returns a pair (inputs, targets)")

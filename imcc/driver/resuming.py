@@ -101,7 +101,7 @@ def resume(
         batches = dump.calibration()
     else:
         batches = [
-            tuple(start.signature.flatten(batch)) for batch in calibration_batches(calibration)
+            tuple(start.signature.tensors(batch)) for batch in calibration_batches(calibration)
         ]
     options = CompileOptions(
         found.name,

@@ -74,6 +74,7 @@ class Signature:
                     suggestions=nearest(name, self.names),
                     help=f"its inputs: {', '.join(self.names)}",
                 )
+        keywords = {**self._defaults(), **keywords}
         missing = [name for name in rest if name not in keywords]
         if missing:
             raise error(
@@ -82,6 +83,20 @@ class Signature:
                 help=f"give all of {', '.join(self.names)}",
             )
         return (*arguments, *(keywords[name] for name in rest))
+
+    def _defaults(self) -> dict[str, Any]:
+        """Inputs that are fixed, by name: they need not be given."""
+        made: dict[str, Any] = {}
+        position = 0
+        for name, spec in zip(self.names, self.inputs.children(), strict=False):
+            if spec.num_leaves == 1 and position in self.fixed:
+                made[name] = self.fixed[position]
+            position += spec.num_leaves
+        return made
+
+    def tensors(self, given: tuple[Any, ...] | Mapping[str, Any]) -> list[Any]:
+        """Tensors of one call's inputs, given by position or by name."""
+        return self.flatten(self.bind((), given) if isinstance(given, Mapping) else given)
 
     def flatten(self, arguments: tuple[Any, ...]) -> list[Any]:
         """Tensor leaves of the arguments; raises ``BAD_INPUT`` for another structure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from imcc.driver.data import CallInputs
 from imcc.driver.signature import Signature
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
@@ -71,7 +72,7 @@ class MetricTestSet:
     The interval over samples needs outputs and targets that are tensors with one row a sample.
     """
 
-    inputs: tuple[Any, ...]
+    inputs: CallInputs
     targets: Any
     metric: Callable[[Any, Any], Any]
     __test__: ClassVar[bool] = False
@@ -84,7 +85,8 @@ class MetricTestSet:
     @property
     def samples(self) -> int:
         """Rows of the first input."""
-        return int(self.inputs[0].shape[0])
+        values = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
+        return int(next(iter(values)).shape[0])
 
     def measure(
         self,
@@ -106,7 +108,7 @@ class MetricTestSet:
 
         statistics = run_trials(
             executor,
-            signature.flatten(self.inputs),
+            signature.tensors(self.inputs),
             self.targets,
             remember,
             trials=trials,

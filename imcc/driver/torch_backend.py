@@ -418,11 +418,8 @@ class _Graph:
 
     def _calibration(self, given: Any) -> list[tuple[Any, ...]]:
         """Batches of the model's arguments as batches of the graph's inputs."""
-        entries = [given] if isinstance(given, Mapping) else given
-        keyed = isinstance(entries, list) and any(isinstance(item, Mapping) for item in entries)
-        batches: list[Any] = list(entries) if keyed else list(calibration_batches(entries))
         made: list[tuple[Any, ...]] = []
-        for batch in batches:
+        for batch in calibration_batches(given):
             named = self._bind(batch)
             values: list[Any] = []
             for position, item in enumerate(self.taken):

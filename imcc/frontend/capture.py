@@ -35,7 +35,8 @@ from imcc.frontend.eager import (
     run_eagerly,
     unwrap,
 )
-from imcc.frontend.inputs import BATCH, SEQUENCE, Inputs, OpenSizes
+from imcc.frontend.exported import argument_names, inline_grad_modes
+from imcc.frontend.inputs import BATCH, SEQUENCE, Inputs, OpenSizes, input_metas
 from imcc.frontend.neurons import exchanged_neurons
 from imcc.frontend.places import place_of_exception, place_of_trace
 from imcc.frontend.rules import HINTS, all_rules
@@ -146,6 +147,102 @@ def capture(
         fixed,
         inputs.names,
     )
+
+
+def capture_exported(program: ExportedProgram, *, name: str = "model") -> Captured:
+    """Capture a program that ``torch.export.export`` made.
+
+    Its open sizes stay open: the one of axis 0 of the first input is the batch ``B``, another one
+    the sequence length ``S``. An exported program no longer knows its training flags; a layer that
+    was in training mode is refused by what it computes.
+
+    Raises :class:`DiagnosticError` as :func:`capture` does, and EXPORTED for a program that torch
+    itself cannot go through.
+    """
+    try:
+        return _capture_exported(program, name)
+    except DiagnosticError:
+        raise
+    except Exception as wrong:
+        raise error(
+            codes.EXPORTED,
+            "the exported program cannot be captured",
+            reason=f"{type(wrong).__name__}: {first_line(wrong)}",
+            help="export the model again with this version of torch, or compile it from Python",
+        ) from wrong
+
+
+def _capture_exported(program: ExportedProgram, name: str) -> Captured:
+    in_spec = program.call_spec.in_spec
+    if in_spec is None or program.call_spec.out_spec is None:
+        raise error(codes.CAPTURE, "the exported program does not say how it is called")
+    positional, named = in_spec.children()
+    keywords = tuple(str(key) for key in named.context or ())
+    with torch.no_grad(), _quiet_exporter():
+        inline_grad_modes(program)
+        program = program.run_decompositions({})
+    found = list(_written_inputs(program))
+    symbols, example = _letters(program)
+    if not symbols:
+        found.append(
+            Diagnostic(
+                codes.CAPTURE,
+                "the program was exported for one batch size, and takes that only",
+                severity="warning",
+                help='export it with dynamic_shapes={"x": {0: torch.export.Dim("B")}}, "x" being '
+                "the name of the input",
+            )
+        )
+    try:
+        made, resources, constants = _convert(program, name, None, symbols)
+    except DiagnosticError as wrong:
+        raise DiagnosticError([*wrong.diagnostics, *found]) from None
+    made.sizes = example
+    canonicalise(made, resources)
+    verify(made)
+    fixed = {
+        position: item.arg.value
+        for position, item in enumerate(_user_inputs(program))
+        if isinstance(item.arg, ConstantArgument)
+    }
+    values = [*positional.children(), *named.children()]
+    arguments = pytree.tree_unflatten(list(range(sum(spec.num_leaves for spec in values))), in_spec)
+    spec = pytree.tree_structure((*arguments[0], *arguments[1].values()))
+    first = argument_names(program)
+    names = (*first, *keywords) if len(first) == len(positional.children()) else ()
+    return Captured(
+        made,
+        resources,
+        spec,
+        program.call_spec.out_spec,
+        tuple(found),
+        constants,
+        fixed,
+        names,
+    )
+
+
+def _user_inputs(program: ExportedProgram) -> list[Any]:
+    specs = program.graph_signature.input_specs
+    return [item for item in specs if item.kind is InputKind.USER_INPUT]
+
+
+def _letters(program: ExportedProgram) -> tuple[dict[str, str], dict[str, int]]:
+    """Letters by the exporter's names of open sizes, and what the example had in their place."""
+    symbols: dict[str, str] = {}
+    example: dict[str, int] = {}
+    free = [BATCH, SEQUENCE]
+    for meta in input_metas(program):
+        for axis, size in enumerate(meta.shape):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
+                continue
+            name = size.node.expr.name
+            if name not in symbols and free:
+                letter = free.pop(0) if axis == 0 or BATCH not in free else free.pop()
+                symbols[name] = letter
+                if letter != BATCH:
+                    example[letter] = int(size.node.hint)
+    return symbols, example
 
 
 def _modes(module: nn.Module) -> list[Diagnostic]:
@@ -365,7 +462,7 @@ def _constants(program: ExportedProgram) -> dict[str, Const]:
 
 
 def _convert(
-    program: ExportedProgram, name: str, source: nn.Module, symbols: Mapping[str, str]
+    program: ExportedProgram, name: str, source: nn.Module | None, symbols: Mapping[str, str]
 ) -> tuple[Module, ResourceStore, dict[int, Any]]:
     module, function, resources = Module(_symbol(name)), Function("inference"), ResourceStore()
     module.add_function(function)
@@ -404,13 +501,16 @@ def _convert(
     return module, resources, _finish(program, converter)
 
 
-def _check_mutations(program: ExportedProgram, converter: Converter, source: nn.Module) -> None:
+def _check_mutations(
+    program: ExportedProgram, converter: Converter, source: nn.Module | None
+) -> None:
     last = next(node for node in program.graph.nodes if node.op == "output")
     written = {item.name: item for item in last.args[0] if isinstance(item, torch.fx.Node)}
     for name, target in program.graph_signature.buffers_to_mutate.items():
         scope, _, attribute = str(target).rpartition(".")
         node = written.get(name)
-        place = place_of_assignment(source.get_submodule(scope), attribute)
+        owner = source.get_submodule(scope) if source is not None else None
+        place = place_of_assignment(owner, attribute) if owner is not None else ()
         if not place and node is not None:
             place = place_of_trace(node.meta.get("stack_trace"))
         converter.found.add(

@@ -10,15 +10,18 @@ import contextlib
 import functools
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from imcc.frontend.exported import call_inputs, load_exported
 from imcc.frontend.places import place_of_exception, shown_path
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location, error, nearest, text_window
@@ -41,17 +44,14 @@ LINES: dict[str, str] = {
 _PARAMETERS: dict[str, int] = {"metric": 2, "evaluate": 1, "loss": 2}
 
 
-@dataclass(frozen=True)
-class ModelFile:
-    """A loaded model file: the network, its example inputs, and the functions it offers.
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A loaded file of the user and the functions that it offers, None where it does not.
 
-    Functions are None where the file does not define them. Called, they print to stderr and turn
-    exceptions into :class:`DiagnosticError`.
+    Called, they print to stderr and turn exceptions into :class:`DiagnosticError`.
     """
 
     path: Path
-    module: nn.Module
-    example_inputs: tuple[Any, ...]
     calibration_data: Callable[[], Any] | None = None
     evaluation_data: Callable[[], Any] | None = None
     metric: Callable[[Any, Any], Any] | None = None
@@ -64,33 +64,59 @@ class ModelFile:
         """The function by name; raises MODEL_MISSING, with the lines to write, if it is absent."""
         found: Callable[..., Any] | None = getattr(self, name)
         if found is None:
+            exported = self.path.suffix == ".pt2"
+            where = "a file for --data" if exported else shown_path(str(self.path))
             raise error(
                 codes.MODEL_MISSING,
-                f"{purpose} needs {name}() in {shown_path(str(self.path))}",
-                help=f"add to the model file:\n{LINES[name]}",
+                f"{purpose} needs {name}() in {where}",
+                help=f"add to {'it' if exported else 'the model file'}:\n{LINES[name]}",
             )
         return found
 
 
-def load_model_file(path: str | Path) -> ModelFile:
-    """Load ``model.py`` or ``model.py:Name``.
+@dataclass(frozen=True, kw_only=True)
+class ModelFile(DataFile):
+    """A network, its example inputs, and functions of its file or of a file for its data."""
+
+    module: nn.Module | ExportedProgram
+    example_inputs: Any
+
+
+def load_model_file(path: str | Path, data: str | Path | None = None) -> ModelFile:
+    """Load ``model.py``, ``model.py:Name`` or an exported program ``model.pt2``.
 
     ``Name`` is a ``torch.nn.Module`` class or instance, or a function that returns one, to be used
-    in place of ``model()``. Raises :class:`DiagnosticError` (MODEL_FILE, MODEL_MISSING) with the
-    user's line and the lines to write.
+    in place of ``model()``; dots reach into what the file imports. The functions of ``data``
+    replace those of the file. Raises :class:`DiagnosticError` (MODEL_FILE, MODEL_MISSING,
+    EXPORTED) with the user's line and the lines to write.
     """
     file, name = _split(str(path))
-    source = _read(file)
-    python = _execute(file, source)
-    # A constructor named after the colon replaces model().
-    made = _network(file, python, name)
-    inputs = _inputs(file, python)
     functions: dict[str, Any] = {}
-    for key in LINES:
-        if key in ("model", "example_inputs") or not hasattr(python, key):
-            continue
-        functions[key] = _function(file, python, key, _PARAMETERS.get(key, 0))
-    return ModelFile(file, made, inputs, **functions)
+    inputs: Any = None
+    made: nn.Module | ExportedProgram
+    if file.suffix == ".pt2":
+        made = load_exported(file, name)
+        inputs = call_inputs(made, made.example_inputs)
+    else:
+        python = _execute(file, _read(file))
+        functions = _functions(file, python)
+        # A constructor named after the colon replaces model().
+        made = _network(file, python, name)
+        if data is None or hasattr(python, "example_inputs"):
+            inputs = _inputs(file, python)
+    if data is not None:
+        beside = Path(data).expanduser()
+        python = _execute(beside, _read(beside))
+        functions |= _functions(beside, python)
+        if hasattr(python, "example_inputs") or inputs is None:
+            inputs = _inputs(beside, python)
+    return ModelFile(path=file, module=made, example_inputs=inputs, **functions)
+
+
+def load_data_file(path: str | Path) -> DataFile:
+    """Load the functions of a model file, or of a file with data alone, without its network."""
+    file, _ = _split(str(path))
+    return DataFile(path=file, **_functions(file, _execute(file, _read(file))))
 
 
 # -- reading the file -----------------------------------------------------------------------------
@@ -98,7 +124,7 @@ def load_model_file(path: str | Path) -> ModelFile:
 
 def _split(text: str) -> tuple[Path, str | None]:
     head, colon, tail = text.rpartition(":")
-    if colon and tail.isidentifier() and not Path(text).exists():
+    if colon and all(part.isidentifier() for part in tail.split(".")) and not Path(text).exists():
         return Path(head).expanduser(), tail
     return Path(text).expanduser(), None
 
@@ -190,6 +216,14 @@ def _users_code(file: Path, doing: str) -> Iterator[None]:
 # -- what the file offers -------------------------------------------------------------------------
 
 
+def _functions(file: Path, python: ModuleType) -> dict[str, Any]:
+    return {
+        key: _function(file, python, key, _PARAMETERS.get(key, 0))
+        for key in LINES
+        if key not in ("model", "example_inputs") and hasattr(python, key)
+    }
+
+
 def _function(file: Path, python: ModuleType, name: str, parameters: int) -> Callable[..., Any]:
     found = getattr(python, name)
     shown = shown_path(str(file.resolve()))
@@ -233,59 +267,129 @@ def _missing(file: Path, python: ModuleType, name: str) -> DiagnosticError:
     defined = [key for key, item in vars(python).items() if callable(item)]
     shown = shown_path(str(file.resolve()))
     close = tuple(item for item in nearest(name, defined) if item != name)
-    message = f"{shown} does not define {name}()"
     last = max(1, len(file.read_text(encoding="utf-8").splitlines()))
+    offered = _offered(python) if name == "model" else []
     return error(
         codes.MODEL_MISSING,
-        message,
+        f"{shown} does not define {name}()",
         model=(Location(shown, last),),
         suggestions=close,
-        help=f"add to the file:\n{LINES[name]}",
+        help=(f"compile one of its networks: {_listed(file, offered)}\nor " if offered else "")
+        + f"add to the file:\n{LINES[name]}",
     )
 
 
+def _offered(python: ModuleType) -> list[str]:
+    """Names of networks in the file: instances, classes of its own, and functions without input.
+
+    What it imports is offered only where it is an instance: everything of torch.nn would be else.
+    """
+    made: list[str] = []
+    for key, item in vars(python).items():
+        own = getattr(item, "__module__", None) == python.__name__
+        if key.startswith("_") or key in LINES:
+            continue
+        made_here = isinstance(item, type) and issubclass(item, nn.Module)
+        made_here = made_here or (inspect.isfunction(item) and _returns_network(item))
+        if isinstance(item, nn.Module) or (own and made_here):
+            made.append(key)
+    return made
+
+
+def _returns_network(found: Callable[..., Any]) -> bool:
+    """Whether a function says so: by its annotation, or by a name such as build_net."""
+    kind = found.__annotations__.get("return")
+    if isinstance(kind, type):
+        return issubclass(kind, nn.Module)
+    named = re.search(r"model|net|build|make|create", found.__name__, re.I) is not None
+    return isinstance(kind, str) and kind.endswith("Module") if kind is not None else named
+
+
+def _listed(file: Path, names: Sequence[str]) -> str:
+    return ", ".join(f"{file.name}:{name}" for name in names)
+
+
 def _network(file: Path, python: ModuleType, name: str | None) -> nn.Module:
-    key = name or "model"
-    if not hasattr(python, key):
-        if name is None:
+    if name is None:
+        found: Any = getattr(python, "model", None)
+        if found is None:
             raise _missing(file, python, "model")
-        shown = shown_path(str(file.resolve()))
-        modules = [
-            other
-            for other, item in vars(python).items()
-            if isinstance(item, type) and issubclass(item, nn.Module)
-        ]
-        raise error(
-            codes.MODEL_MISSING,
-            f"{shown} does not define {name}",
-            model=(Location(shown, 1),),
-            suggestions=nearest(name, vars(python)),
-            help="its networks: " + (", ".join(modules) or "none"),
-        )
-    found = getattr(python, key)
+    else:
+        found = python
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise _no_such(file, python, name, found, part)
+            found = getattr(found, part)
+    key = name or "model"
     if isinstance(found, nn.Module):
         return found
     if name is None:
         made = _function(file, python, "model", 0)()
+    elif not callable(found):
+        made = found
     else:
-        with _users_code(file, f"{name}()"):
-            made = found() if callable(found) else found
+        _check_constructor(found, key)
+        with _users_code(file, f"{key}()"):
+            made = found()
     if not isinstance(made, nn.Module):
-        raise _wrong(found, f"{key}() returned {_described(made)}, not a torch.nn.Module", "model")
+        does = f"{key}() returned" if callable(found) else f"{key} is"
+        raise _wrong(found, f"{does} {_described(made)}, not a torch.nn.Module", "model")
     return made
 
 
-def _inputs(file: Path, python: ModuleType) -> tuple[Any, ...]:
+def _no_such(file: Path, python: ModuleType, name: str, holder: Any, part: str) -> DiagnosticError:
+    shown = shown_path(str(file.resolve()))
+    offered = _offered(python)
+    known = offered if holder is python else [key for key in dir(holder) if key[0] != "_"]
+    close = nearest(part, known) or nearest(part, dir(holder))
+    prefix = name.rpartition(".")[0] if holder is not python else ""
+    return error(
+        codes.MODEL_MISSING,
+        f"{shown} does not define {name}",
+        model=(Location(shown, 1),),
+        suggestions=tuple(f"{prefix}.{item}" if prefix else item for item in close),
+        help=f"its networks: {_listed(file, offered) or 'none'}",
+    )
+
+
+def _check_constructor(found: Any, name: str) -> None:
+    """Refuse a constructor that needs arguments; imcc has none to give."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return
+    needed = [
+        item.name
+        for item in signature.parameters.values()
+        if item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
+    ]
+    if needed:
+        given = ", ".join(f"{item}=..." for item in needed)
+        raise DiagnosticError(
+            Diagnostic(
+                codes.MODEL_FILE,
+                f"{name} cannot be made without arguments: it needs {', '.join(needed)}",
+                model=_definition(found),
+                help=f"add to the file, and compile it without :{name}:\n"
+                f"def model():\n    return {name}({given})",
+            )
+        )
+
+
+def _inputs(file: Path, python: ModuleType) -> tuple[Any, ...] | dict[str, Any]:
     if not hasattr(python, "example_inputs"):
         raise _missing(file, python, "example_inputs")
     made = _function(file, python, "example_inputs", 0)()
     found = python.example_inputs
     if isinstance(made, Tensor):
         return (made,)
+    if isinstance(made, dict) and made and all(isinstance(key, str) for key in made):
+        return dict(made)
     if not isinstance(made, (tuple, list)) or not made:
         raise _wrong(
             found,
-            f"example_inputs() returned {_described(made)}, not a tuple of tensors",
+            f"example_inputs() returned {_described(made)}, not a tuple of tensors or a dict of "
+            "keyword inputs",
             "example_inputs",
         )
     # Numbers, texts and None may stand beside tensors: capture fixes them to their value.

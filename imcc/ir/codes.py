@@ -164,6 +164,14 @@ BAD_WEIGHTS = code(
     "would mean anything.",
 )
 
+EXPORTED = code(
+    "IMC307",
+    "exported program cannot be loaded",
+    "A .pt2 file is read without running anything that it holds. Files of other versions of\n"
+    "torch, damaged ones, and those with pickled objects or ops of other libraries are refused.\n"
+    "Save it again with torch.export.save, or compile the model from Python.",
+)
+
 # 4: passes
 UNKNOWN_PASS = code(
     "IMC401",

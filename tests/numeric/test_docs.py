@@ -27,10 +27,29 @@ def test_use_torch_compile(capsys):
     assert float(capsys.readouterr().out) > 0
 
 
+def test_compile_an_exported_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    export, data, python = blocks("docs/how-to/compile-an-exported-program.md", "python")
+    exec(compile(export, "export.py", "exec"), {})
+    (tmp_path / "data.py").write_text(data)
+    arguments = ["compile", "digits.pt2", "--data", "data.py", "--target", "rram", "-o", "out/d"]
+    assert main([*arguments, "--trials", "2"]) == 0
+    assert "write and read noise" in capsys.readouterr().out
+    assert main(["run", "out/d", "--model", "data.py", "--trials", "2"]) == 0
+    capsys.readouterr()
+    exec(compile(python, "python.py", "exec"), {})
+    assert "[2, 2]" in capsys.readouterr().out
+
+
 def test_bring_your_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("docs/how-to/bring-your-model.md", "python")
+    code, networks = blocks("docs/how-to/bring-your-model.md", "python")
     (tmp_path / "mymodel.py").write_text(code)
+    (tmp_path / "networks.py").write_text(networks)
+    for name in ("Small", "build_large", "trained"):
+        arguments = ["compile", f"networks.py:{name}", "--data", "mymodel.py"]
+        assert main([*arguments, "--target", "rram"]) == 0
+        capsys.readouterr()
     assert main(["compile", "mymodel.py", "--target", "rram", "-o", "out/m", "--trials", "2"]) == 0
     assert "write and read noise" in capsys.readouterr().out
     assert main(["report", "out/m"]) == 0

@@ -10,7 +10,7 @@ from torch import nn
 from imcc.driver.signature import Signature
 from imcc.frontend.aten import RULES
 from imcc.frontend.capture import capture
-from imcc.frontend.model_file import load_model_file
+from imcc.frontend.model_file import load_data_file, load_model_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.semantics.interpreter import evaluate_function
@@ -103,6 +103,70 @@ def test_a_class_can_be_named(write):
     assert type(load_model_file(f"{path}:Net").module).__name__ == "Net"
     (item,) = refused(lambda: load_model_file(f"{path}:Nett"), codes.MODEL_MISSING)
     assert "Net" in item.suggestions
+
+
+NETWORKS = """
+import types
+class Net(nn.Linear):
+    def __init__(self, width=3):
+        super().__init__(width, 2)
+class Wide(nn.Module):
+    def __init__(self, width, depth=1):
+        super().__init__()
+def build_net():
+    return Net(5)
+def helper():
+    return 3
+instance = Net(7)
+number = 4
+zoo = types.SimpleNamespace(Net=Net)
+def example_inputs():
+    return (torch.zeros(1, 3),)
+"""
+
+
+def test_what_a_file_offers_by_name(write):
+    path = write(NETWORKS)
+    for name, width in (("Net", 3), ("build_net", 5), ("instance", 7), ("zoo.Net", 3)):
+        assert load_model_file(f"{path}:{name}").module.in_features == width
+    (item,) = refused(lambda: load_model_file(f"{path}:build"), codes.MODEL_MISSING)
+    assert item.suggestions == ("build_net",)
+    assert item.help == (
+        "its networks: model.py:Net, model.py:Wide, model.py:build_net, model.py:instance"
+    )
+    (item,) = refused(lambda: load_model_file(f"{path}:zoo.Nett"), codes.MODEL_MISSING)
+    assert item.suggestions == ("zoo.Net",)
+    (item,) = refused(lambda: load_model_file(path), codes.MODEL_MISSING)
+    assert "compile one of its networks: model.py:Net" in item.help and "def model" in item.help
+
+
+def test_a_class_that_needs_arguments(write):
+    path = write(NETWORKS)
+    (item,) = refused(lambda: load_model_file(f"{path}:Wide"), codes.MODEL_FILE)
+    assert "it needs width" in item.message and "return Wide(width=...)" in item.help
+    assert item.model[0].line == line_of(path, "class Wide")
+
+
+def test_names_that_are_no_networks(write):
+    path = write(NETWORKS)
+    (item,) = refused(lambda: load_model_file(f"{path}:helper"), codes.MODEL_FILE)
+    assert "helper() returned a int" in item.message
+    (item,) = refused(lambda: load_model_file(f"{path}:number"), codes.MODEL_FILE)
+    assert "number is a int" in item.message
+
+
+def test_data_from_another_file(write):
+    path = write(NETWORKS.replace("def example_inputs", "def other"))
+    data = write(
+        "def example_inputs():\n    return {'x': torch.zeros(2, 3)}\n"
+        "def calibration_data():\n    return torch.zeros(4, 3)\n",
+        "data.py",
+    )
+    file = load_model_file(f"{path}:Net", data)
+    assert list(file.example_inputs) == ["x"] and file.calibration_data().shape == (4, 3)
+    assert load_data_file(data).calibration_data().shape == (4, 3)
+    (item,) = refused(lambda: load_data_file(data).require("metric", "x"), codes.MODEL_MISSING)
+    assert "data.py" in item.message
 
 
 def test_files_beside_the_model_can_be_imported(write):
