@@ -185,11 +185,21 @@ def _config(groups: Mapping[str, dict[str, Any]], model: torch_nn.Module) -> dic
     schemes: dict[str, list[str]] = {}
     for layer, scheme in groups.items():
         schemes.setdefault(json.dumps(scheme), []).append(layer)
+    asymmetric = any(not json.loads(scheme)["symmetric"] for scheme in schemes)
+    if asymmetric and len(schemes) > 1:
+        raise error(
+            codes.BAD_DATA,
+            f"transformers decodes zero points of a single format, the program has {len(schemes)}",
+            help='use scheme="symmetric" for a mixed plan, or one format for all layers',
+        )
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
+        # compressed-tensors makes room for zero points that are not packed, so a layer with packed
+        # ones can only be decoded while it loads.
+        "dequantize": asymmetric,
         "config_groups": {
             f"group_{number}": {
                 "targets": layers,
