@@ -127,7 +127,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise error(codes.BAD_TARGET, f"{path} cannot be read: {wrong}") from None
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as wrong:
+    except (ValueError, RecursionError) as wrong:
+        # TOMLDecodeError, or a number of more digits than Python converts.
         line, column = _place(str(wrong))
         raise error(
             codes.BAD_TARGET,
@@ -184,6 +185,12 @@ def _override(data: dict[str, Any], item: str) -> None:
         parsed = made["value"] if set(made) == {"value"} else value.strip()
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except (ValueError, RecursionError) as wrong:
+        raise error(
+            codes.BAD_TARGET,
+            f"{item[:80]!r}: the value is not TOML: {wrong}",
+            help="write KEY.PATH=VALUE, for instance adc.bits=6",
+        ) from None
     held = data
     for index, part in enumerate(parts[:-1]):
         inner = held.setdefault(part, {})
@@ -208,7 +215,8 @@ def toml_value(value: Any) -> str:
             return str(value)
         return repr(value)
     if isinstance(value, int):
-        return str(value)
+        # Python refuses to write long integers in decimal; TOML reads them in hexadecimal too.
+        return str(value) if value.bit_length() < 4096 else hex(value)
     if isinstance(value, str):
         # JSON escapes are TOML escapes, but for DEL, which TOML wants escaped too.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -286,11 +294,15 @@ def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) ->
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     found = item.get("input")
     plain = isinstance(found, (bool, int, float, str, list))
-    suffix = f", found {toml_value(found)}" if plain else ""
+    suffix = f", found {_short(toml_value(found))}" if plain else ""
     where = f"key {shown}: " if path else ""
     return Diagnostic(
         codes.BAD_TARGET, f"{origin}: {where}{message}{suffix}", help=_help_at(model, path)
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _model_of(annotation: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imcc._version import __version__
+from imcc.cli.streams import drop_stdout, is_full, own_streams
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error, nearest
 
@@ -28,6 +29,10 @@ EXIT_DIAGNOSTICS, EXIT_USAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 1, 2, 70, 130
 # torch's threads spin in barriers when another process has the core; waiting passively is never
 # much slower and often many times faster. Must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+MAX_TEXT_BYTES = 1 << 30
+"""More is no IR text."""
 
 
 class _ReaderLeftError(Exception):
@@ -42,6 +47,15 @@ class _Group(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             raise _ReaderLeftError from None
+        except OSError as wrong:
+            if not is_full(wrong):
+                raise
+            drop_stdout()
+            raise error(
+                codes.OUTPUT,
+                f"cannot write to standard output: {wrong.strerror}",
+                help="free some space",
+            ) from None
         return made
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -394,13 +408,25 @@ def _read_module(file: str) -> Module:
 
 
 def _read_text(file: str) -> tuple[str, str]:
-    if file == "-":
-        return sys.stdin.read(), "<stdin>"
+    name = "<stdin>" if file == "-" else file
     try:
-        return Path(file).read_text(encoding="utf-8"), file
+        if file == "-":
+            text = sys.stdin.read(MAX_TEXT_BYTES + 1)
+        else:
+            with open(file, encoding="utf-8") as held:
+                text = held.read(MAX_TEXT_BYTES + 1)
+        if len(text) > MAX_TEXT_BYTES:
+            raise error(codes.TOO_DEEP, f"{name} is larger than {MAX_TEXT_BYTES} bytes")
+        return text, name
     except UnicodeDecodeError:
-        raise error(codes.SYNTAX, f"{file} is not UTF-8 text") from None
-    except OSError as wrong:
+        raise error(
+            codes.SYNTAX,
+            f"{name} is not UTF-8 text",
+            help="give a text file such as program.imc of an artifact",
+        ) from None
+    except (OSError, ValueError) as wrong:
+        if not isinstance(wrong, OSError):
+            raise error(codes.USAGE, f"cannot read {file!r}: {wrong}") from None
         raise error(codes.USAGE, f"cannot read {file}: {wrong.strerror or wrong}") from None
 
 
@@ -437,7 +463,10 @@ def _show_warnings(report: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        with own_streams():
+            return main(sys.argv[1:])
+    arguments = list(argv)
     show_traceback = "--traceback" in arguments
     try:
         made = cli.main(arguments, prog_name="imcc", standalone_mode=False)
@@ -464,8 +493,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except _ReaderLeftError:
-        # The reader of a pipe left; point stdout elsewhere so that the last flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
     except Exception as unforeseen:
         if show_traceback:

@@ -31,6 +31,7 @@ from imcc.passes.infrastructure import (
     passes_until,
     run_pipeline,
 )
+from imcc.runtime.output import write_file
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def optimise(module: Module, name: str, options: OptOptions) -> None:
     )
     for warning in context.warnings:
         click.echo(warning.render(), err=True)
+    show_timing(context.timing, options)
     made = export_mlir(module) if options.emit == "mlir" else print_module(module)
     if options.as_json:
         click.echo(json.dumps({"module": made, "passes": passes_json(records)}, indent=2))
     else:
         sys.stdout.write(made)
-    show_timing(context.timing, options)
 
 
 def _pipeline(module: Module, options: OptOptions, context: PassContext) -> tuple[Pass, ...]:
@@ -190,10 +191,4 @@ def show_timing(timing: Timing, options: Any) -> None:
     if options.timing_tree:
         click.echo(timing.as_tree(), err=True)
     if options.timing_json is not None:
-        try:
-            text = json.dumps(timing.to_json(), indent=2) + "\n"
-            options.timing_json.write_text(text, encoding="utf-8")
-        except OSError as wrong:
-            raise error(
-                codes.OUTPUT, f"cannot write {options.timing_json}: {wrong.strerror or wrong}"
-            ) from None
+        write_file(options.timing_json, json.dumps(timing.to_json(), indent=2) + "\n")

@@ -10,10 +10,9 @@ import numpy as np
 from imcc.driver import CompiledModel
 from imcc.driver.data import evaluation_set
 from imcc.frontend.model_file import load_data_file
-from imcc.ir import codes
-from imcc.ir.diagnostics import error
 from imcc.ir.semantics.tensor_files import read_inputs
 from imcc.passes.infrastructure import Progress
+from imcc.runtime.output import check_new_file, new_file
 from imcc.runtime.trials import run_trials
 
 
@@ -56,25 +55,15 @@ def run_data(
     progress: Progress,
 ) -> dict[str, Any]:
     """Outputs for inputs from a file, written as ``output0``, ``output1``... ``[R, B, ...]``."""
-    if output.exists() and not force:
-        raise error(codes.OUTPUT, f"{output} exists already", help="pass --force to replace it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as wrong:
-        raise error(
-            codes.OUTPUT, f"cannot create {output.parent}: {wrong.strerror or wrong}"
-        ) from None
+    check_new_file(output, force=force)
     inputs = read_inputs(data, [value.name for value in made.module.function().inputs])
     outputs = made.executor.run(
         inputs, trials=range(trials), seed=seed, noisy=noisy, progress=progress
     )
-    beside = output.with_name(f".{output.name}.part.npz")
-    try:
-        arrays: Any = {f"output{i}": value.numpy() for i, value in enumerate(outputs)}
-        np.savez(beside, **arrays)
-        beside.replace(output)
-    except OSError as wrong:
-        raise error(codes.OUTPUT, f"cannot write {output}: {wrong.strerror or wrong}") from None
+    arrays: Any = {f"output{i}": value.numpy() for i, value in enumerate(outputs)}
+    # numpy appends its suffix to names, not to open files.
+    with new_file(output) as work, work.open("wb") as file:
+        np.savez(file, **arrays)
     return {
         "written": str(output),
         "shapes": [list(value.shape) for value in outputs],

@@ -111,6 +111,15 @@ def check_inputs(leaves: Sequence[Any]) -> None:
                 )
             )
     named = [(str(index), leaf) for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for number, leaf in named:
+        if not leaf.numel():
+            found.add(
+                Diagnostic(
+                    codes.CAPTURE,
+                    f"example input {number} of shape {list(leaf.shape)} has no elements",
+                    help="give at least one sample",
+                )
+            )
     for item in _unusable(named, "example input"):
         found.add(item)
     found.raise_errors()

@@ -289,6 +289,12 @@ BAD_DATA = code(
     "calibration or evaluation data cannot be used",
     "The data function of the model file returned something of another form than documented.",
 )
+CANNOT_COMPUTE = code(
+    "IMC705",
+    "op cannot be computed on these values",
+    "The program is valid, but this op asks for more memory than there is, or for a number that\n"
+    "its element type cannot hold. The message has the words of torch.",
+)
 
 # 8: command line and environment
 USAGE = code(

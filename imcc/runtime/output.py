@@ -47,26 +47,40 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise error(codes.OUTPUT, f"{path} exists already", help="pass --force to replace it")
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it; raises ``OUTPUT`` if that fails."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file to write, renamed to ``path`` when the block ends without an exception.
+
+    Raises ``OUTPUT`` if it cannot be written; then nothing is left of it.
+    """
     work: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
+        )
+        os.close(descriptor)
         work = Path(name)
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        yield work
         # A temporary file is private; what was asked for is as public as its folder allows.
         work.chmod(0o666 & ~_umask())
         os.replace(work, path)
+        work = None
     except OSError as wrong:
-        if work is not None:
-            work.unlink(missing_ok=True)
         raise error(
             codes.OUTPUT,
             f"cannot write {path}: {wrong.strerror or wrong}",
-            help="choose a place that you may write",
+            help="choose a place that you may write, with room for it",
         ) from None
+    finally:
+        if work is not None:
+            work.unlink(missing_ok=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all; raises ``OUTPUT`` if that fails."""
+    with new_file(path) as work:
+        work.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _umask() -> int:

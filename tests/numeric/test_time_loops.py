@@ -100,10 +100,7 @@ class Flattened(nn.Module):
         self.repeat = repeat
 
     def forward(self, x):
-        if self.repeat:
-            x = x.unsqueeze(0).repeat(self.repeat, 1, 1, 1, 1)
-        else:
-            x = x.transpose(0, 1)
+        x = x.unsqueeze(0).repeat(self.repeat, 1, 1, 1, 1) if self.repeat else x.transpose(0, 1)
         steps, batch = x.shape[:2]
         drive = self.conv(x.flatten(0, 1)).unflatten(0, (steps, batch))
         fired, _ = lif(drive, None, {"reset": "hard"}, leak=0.8, threshold=0.2)

@@ -140,7 +140,18 @@ def evaluate_op(op: Op, values: Mapping[Value, Any], context: EvalContext) -> tu
             arguments[declared.name] = tuple(values[item] for item in given)
         else:
             arguments[declared.name] = None if given is None else values[given]
-    made = rule(op, context, **arguments)
+    try:
+        made = rule(op, context, **arguments)
+    except (RuntimeError, MemoryError, OverflowError) as wrong:
+        # What a valid program may still ask for: more memory than there is, a number that its
+        # element type cannot hold. Defects of rules show the same way, so torch's words are kept.
+        raise DiagnosticError(
+            op.diagnostic(
+                codes.CANNOT_COMPUTE,
+                f"cannot be computed: {str(wrong).splitlines()[0] if str(wrong) else 'no memory'}",
+                help="use smaller sizes, or attributes in the range of the element type",
+            )
+        ) from wrong
     return made if isinstance(made, tuple) else (made,)
 
 

@@ -63,7 +63,8 @@ def syntax_error(wrong: Any, text: str, file: str) -> Diagnostic:
         expected = set(failed.allowed or ())
     else:
         found = "the end of the text"
-    names = sorted(_HUMAN.get(item, item.lower()) for item in expected)
+    terminals = getattr(failed, "_terminals_by_name", None) or {}
+    names = sorted(_HUMAN.get(item) or _shown(item, terminals) for item in expected)
     return Diagnostic(
         codes.SYNTAX,
         f"unexpected {found}",
@@ -72,3 +73,10 @@ def syntax_error(wrong: Any, text: str, file: str) -> Diagnostic:
         reason=f"expected {', '.join(names)}" if names else "",
         help="`imcc ops NAME` shows how an op is written" if "OP_NAME" in expected else "",
     )
+
+
+def _shown(name: str, terminals: Any) -> str:
+    """A terminal that the table does not name, by its text where it has one."""
+    pattern = getattr(terminals.get(name), "pattern", None)
+    fixed = getattr(pattern, "type", "") == "str"
+    return repr(str(pattern.value)) if pattern is not None and fixed else name.lower()
