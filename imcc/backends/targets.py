@@ -12,6 +12,7 @@ import copy
 import datetime
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,24 @@ def load_target(
             text=Location(origin, 1),
             help='add the line backend = "crossbar"',
         )
-    return find_backend(backend).load_target(name, data, origin)
+    try:
+        return find_backend(backend).load_target(name, data, origin)
+    except DiagnosticError as wrong:
+        raise DiagnosticError(
+            [_blamed(item, origin, overrides) for item in wrong.diagnostics]
+        ) from None
+
+
+def _blamed(item: Diagnostic, origin: str, overrides: Sequence[str]) -> Diagnostic:
+    """A fault of a key that was set for this run is that setting's, not the file's."""
+    for setting in reversed(overrides):
+        key = ".".join(part.strip() for part in setting.partition("=")[0].split("."))
+        if item.message.startswith(f"{origin}: ") and re.search(
+            rf"\bkey {re.escape(key)}(?![\w.])", item.message
+        ):
+            said = item.message.removeprefix(f"{origin}: ")
+            return item.at(message=f"setting {setting!r}: {said}", text=None, window="")
+    return item
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,6 +40,13 @@ class _ReaderLeftError(Exception):
 
 
 class _Group(click.Group):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            # --help and --version are answered here.
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:
+            raise _ReaderLeftError from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             made = super().invoke(ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from imcc.driver.stages import Start, finish, start_of
 from imcc.driver.test_set import MetricTestSet, TestSet
 from imcc.frontend.capture import capture, capture_exported
 from imcc.frontend.exported import call_inputs
-from imcc.frontend.model_file import ModelFile, load_model_file
+from imcc.frontend.model_file import LINES, ModelFile, load_model_file
 from imcc.ir import codes
-from imcc.ir.diagnostics import error
+from imcc.ir.diagnostics import DiagnosticError, error
 from imcc.passes.infrastructure import (
+    NO_CALIBRATION,
+    Pass,
     Progress,
     Timing,
     known_phase,
@@ -107,7 +110,13 @@ def _as_model(model: Any) -> nn.Module | ExportedProgram:
             else "give a module, a function of tensors or an exported program",
         )
     made = nn.Module()
-    made.forward = model
+    try:
+        inspect.signature(model)
+    except (TypeError, ValueError):
+        # A built-in function does not say what it takes.
+        made.forward = lambda *inputs: model(*inputs)
+    else:
+        made.forward = model
     return made
 
 
@@ -163,9 +172,9 @@ def _compile(
         progress(0, 3, "capture")
         start = _start(model, example_inputs, options, name, source)
     needed = passes_after(passes, start.module.phase)
-    lacking = calibration is None and any("calibration" in item.requires() for item in needed)
-    if lacking and not options.calibrate_on_example and source is not None:
-        source.require("calibration_data", "calibration of input and converter ranges")
+    ranging = [item for item in needed if "calibration" in item.requires()]
+    if ranging and calibration is None and not options.calibrate_on_example:
+        raise _no_calibration(ranging, source)
     if options.check and test_set is None:
         raise error(
             codes.BAD_DATA,
@@ -174,6 +183,26 @@ def _compile(
         )
     batches = _calibration(calibration, example_inputs, options, start.signature)
     return finish(start, target, passes, batches, options, test_set, timing, progress)
+
+
+def _no_calibration(ranging: Sequence[Pass], source: ModelFile | None) -> DiagnosticError:
+    names = ", ".join(str(item).partition("{")[0] for item in ranging)
+    lines = LINES["calibration_data"]
+    if source is None:
+        help_line = (
+            "pass calibration=[(inputs,), ...] from the training set, or try it with "
+            "calibrate_on_example=True"
+        )
+    elif source.path.suffix == ".pt2":
+        help_line = f"give a file with --data that holds:\n{lines}"
+    else:
+        help_line = f"add to the model file, or to a file for --data:\n{lines}"
+    return error(
+        codes.PASS_REQUIRES,
+        NO_CALIBRATION,
+        reason=f"ranges of inputs and converters are set by what data show: {names}",
+        help=help_line,
+    )
 
 
 def _start(
@@ -216,7 +245,8 @@ def _resumed(phase: str, folder: Path | None) -> Dump:
         raise error(
             codes.USAGE,
             f"there is no folder to resume the phase {phase!r} from",
-            help="name the folder of an earlier run with --dump-phases DIR",
+            help="name the folder of an earlier run with --dump-phases DIR (in Python "
+            "dump_phases=...)",
         )
     dump = Dump.read(folder / f"{phase}.imc")
     if dump.module.phase != phase:

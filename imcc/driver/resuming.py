@@ -121,7 +121,8 @@ def _target(dump: Dump, name: str | None, overrides: Sequence[str]) -> Target:
         raise error(
             codes.USAGE,
             f"{dump.path} does not say which target it is for",
-            help="give --target NAME; dumps in a folder of --dump-phases need none",
+            help="give one with --target NAME (in Python target=...); dumps in a folder of "
+            "--dump-phases need none",
         )
     if overrides:
         return find_target(dump.path.parent / f"{dump.target.name}.toml", overrides)

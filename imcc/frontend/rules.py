@@ -25,6 +25,10 @@ HINTS: dict[str, str] = {
     "argmax": "return the logits and take the argmax in metric()",
     "adaptive_max_pool2d": "use MaxPool2d with a fixed kernel, or AdaptiveAvgPool2d",
     "conv_transpose2d": "use Conv2d",
+    "item": "keep values in tensors: .item() and .tolist() take them out",
+    "scalar_tensor": "keep values in tensors: .item() and .tolist() take them out",
+    "embedding_bag": "use nn.Embedding, and .mean(1) or .sum(1) of what it gives",
+    "arange": "make tables in __init__ as buffers, of sizes that are known there",
     "lstm": "recurrent layers are not supported",
     "gru": "recurrent layers are not supported",
 }

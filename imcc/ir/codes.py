@@ -265,7 +265,8 @@ ARTIFACT_UNSAFE = code(
 OUTPUT = code(
     "IMC603",
     "output cannot be written",
-    "The folder exists already (pass --force to replace it), is not writable, or the disk is full.",
+    "The folder exists already (replace it with --force, in Python force=True), is not\n"
+    "writable, or the disk is full.",
 )
 
 # 7: running

@@ -73,7 +73,9 @@ def check_output(path: Path, *, force: bool) -> None:
     """Refuse early if ``path`` exists and may not be replaced."""
     if path.exists() and not force:
         raise error(
-            codes.OUTPUT, f"{path} exists already", help="pass --force to replace it, or choose -o"
+            codes.OUTPUT,
+            f"{path} exists already",
+            help="replace it with --force (in Python force=True), or choose another name",
         )
     if path.suffix == ".zip":
         if path.exists() and not _is_our_zip(path):

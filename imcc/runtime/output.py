@@ -44,7 +44,11 @@ def check_new_file(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise error(codes.OUTPUT, f"{path} is a folder", help="name a file")
     if path.exists() and not force:
-        raise error(codes.OUTPUT, f"{path} exists already", help="pass --force to replace it")
+        raise error(
+            codes.OUTPUT,
+            f"{path} exists already",
+            help="replace it with --force (in Python force=True), or choose another name",
+        )
 
 
 @contextmanager

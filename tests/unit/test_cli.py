@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -197,3 +198,62 @@ def test_a_reader_that_leaves_is_no_error(command, program):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 0
+
+
+def test_help_into_a_closed_pipe_is_quiet():
+    # Wait for the reader to leave, then write: nothing may come out on stderr.
+    code = (
+        "import os, sys, time\n"
+        "from imcc.cli.main import main\n"
+        "sys.stdin.readline()\n"
+        "sys.exit(main(['--help']))\n"
+    )
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    os.close(read)
+    _, said = process.communicate("go\n", timeout=60)
+    assert process.returncode == 0 and said == ""
+
+
+def test_a_bad_setting_is_blamed_on_the_option(capsys):
+    for setting, found in (("adc.bits=0", "'adc.bits=0'"), ("adc.bitz=6", "'adc.bitz=6'")):
+        assert main(["targets", "rram", "--set", setting]) == 1
+        said = capsys.readouterr().err
+        assert f"setting {found}" in said and ".toml" not in said, said
+    assert main(["targets", "rram", "--set", "adc.bits=0", "--set", "adc.bits=99"]) == 1
+    assert "setting 'adc.bits=99'" in capsys.readouterr().err
+
+
+def test_missing_calibration_is_said_in_the_same_words(tmp_path, capsys):
+    import torch
+
+    import imcc
+    from imcc.ir.diagnostics import DiagnosticError
+
+    (tmp_path / "model.py").write_text(MODEL.replace("def calibration_data", "def other"))
+    assert main(["compile", str(tmp_path / "model.py")]) == 1
+    said = capsys.readouterr().err
+    assert "IMC404" in said and "no calibration data" in said and "def calibration_data" in said
+    with pytest.raises(DiagnosticError, match="no calibration data") as caught:
+        imcc.compile(torch.nn.Linear(4, 3), torch.zeros(1, 4))
+    assert "calibration=[" in caught.value.diagnostics[0].help
+
+
+def test_run_makes_the_folder_of_its_output(model, tmp_path, capsys):
+    import numpy as np
+
+    assert main(["compile", model, "--target", "reference", "-o", str(tmp_path / "out")]) == 0
+    np.savez(tmp_path / "x.npz", input=np.zeros((2, 4), dtype=np.float32))
+    arguments = ["run", str(tmp_path / "out"), "--data", str(tmp_path / "x.npz")]
+    output = tmp_path / "new" / "deep" / "y.npz"
+    assert main([*arguments, "-o", str(output)]) == 0 and output.exists()
+    capsys.readouterr()
+    assert main([*arguments, "-o", str(output)]) == 1
+    assert "IMC603" in capsys.readouterr().err

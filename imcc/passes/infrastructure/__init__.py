@@ -8,7 +8,7 @@ from imcc.passes.infrastructure.base import (
     WithinTolerance,
     option,
 )
-from imcc.passes.infrastructure.context import PassContext, Progress, no_progress
+from imcc.passes.infrastructure.context import NO_CALIBRATION, PassContext, Progress, no_progress
 from imcc.passes.infrastructure.instruments import (
     CrashReproducer,
     Instrument,
@@ -33,6 +33,7 @@ from imcc.passes.infrastructure.registry import find_pass, pass_names
 from imcc.passes.infrastructure.timing import Span, Timing
 
 __all__ = [
+    "NO_CALIBRATION",
     "Approximate",
     "Contract",
     "CrashReproducer",

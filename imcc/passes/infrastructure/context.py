@@ -24,6 +24,8 @@ Estimator = Callable[[Function, Any, str], "CostRecord"]
 Legality = Callable[[Op, Any], "str | None"]
 
 
+NO_CALIBRATION = "this run has no calibration data"
+
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, what)``: how long work reports how far it is."""
 
@@ -76,7 +78,7 @@ class PassContext:
         if not self.calibration:
             raise error(
                 codes.PASS_REQUIRES,
-                "this run has no calibration data",
+                NO_CALIBRATION,
                 help="add to the model file:\n"
                 "def calibration_data():\n"
                 "    return [(inputs,), ...]  # input tuples from the training set",
