@@ -182,5 +182,9 @@ def show_code(name: str) -> Shown:
             suggestions=nearest(name.upper(), CODES),
             help="`imcc explain` lists them",
         )
+    more = codes.page(found)
     text = f"{found.id}: {found.title}\n\n{found.page}"
-    return text, {"code": found.id, "title": found.title, "page": found.page}
+    if more:
+        text += f"\n\n{more}"
+    data = {"code": found.id, "title": found.title, "cause": found.page, "page": more or None}
+    return text, data

@@ -75,11 +75,13 @@ class PhaseFolder(Instrument):
         signature: Signature,
         model: str,
         file: str | None,
+        inputs: Sequence[str],
         calibration: Sequence[Sequence[Tensor]] | None,
         resumed: Dump | None = None,
     ) -> None:
         """Make the folder; replaces what an earlier run left, up to the phase resumed from.
 
+        ``inputs`` names the program's inputs, which name those of the calibration data too.
         Raises ``OUTPUT`` if the folder holds anything else.
         """
         last = {held[-1]: phase for phase, held in by_phase(passes).items() if held}
@@ -109,9 +111,8 @@ class PhaseFolder(Instrument):
         self._folder.write_text(f"{target.name}.toml", target.text)
         needed = any("calibration" in item.requires() for item in passes)
         if needed and calibration:
-            names = [f"x{number}" for number in range(len(calibration[0]))]
             try:
-                write_batches(path / CALIBRATION, names, calibration)
+                write_batches(path / CALIBRATION, inputs, calibration)
             except OSError as wrong:
                 raise unwritable(path / CALIBRATION, wrong) from None
 
@@ -187,8 +188,7 @@ class Dump:
         file = self.path.parent / CALIBRATION
         if self.settings is None or not file.is_file():
             return None
-        count = len(self.module.function().inputs)
-        return read_batches(file, [f"x{number}" for number in range(count)])
+        return read_batches(file, [value.name for value in self.module.function().inputs])
 
     def captured(self) -> Dump:
         """The program as captured, of the same folder; itself if the folder holds none."""

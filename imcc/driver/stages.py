@@ -119,6 +119,7 @@ def finish(
             signature=start.signature,
             model=start.model,
             file=start.file,
+            inputs=[value.name for value in module.function().inputs],
             calibration=batches,
             resumed=start.dump,
         )

@@ -2,17 +2,22 @@
 
 The hundreds say where a fault was found: 1 IR text, 2 verification, 3 the user's model and its
 capture, 4 passes and pipelines, 5 targets and hardware, 6 artifacts, 7 running, 8 the command line.
-Each code has a page: what it means, why it is refused, how to mend it.
+Each code has a page in ``imcc/ir/pages``: an example that causes it, how to mend it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources as package_files
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A diagnostic's identity: ``id``, a one-line title, and the page ``imcc explain`` shows."""
+    """A diagnostic's identity: ``id``, a one-line title, and what causes it.
+
+    ``imcc explain`` shows both, and the page ``imcc/ir/pages/ID.md``: an example that causes it,
+    what to do, and what to see also.
+    """
 
     id: str
     title: str
@@ -29,6 +34,12 @@ def code(identifier: str, title: str, page: str) -> Code:
     made = Code(identifier, title, page)
     CODES[identifier] = made
     return made
+
+
+def page(item: Code) -> str:
+    """The text of the code's page; empty for a plugin's code, which has none."""
+    file = package_files.files("imcc.ir").joinpath("pages", f"{item.id}.md")
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 # 1: IR text
@@ -196,7 +207,7 @@ PASS_REQUIRES = code(
 )
 PASS_FAILED = code(
     "IMC405",
-    "a pass broke its promise",
+    "a pass left a broken module",
     "After the pass the module no longer verifies. This is a defect of the pass, not of your\n"
     "model: please report it with the reproducer.",
 )

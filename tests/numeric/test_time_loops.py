@@ -86,6 +86,7 @@ def test_recurrent_steps_stay_apart_with_a_reason():
     assert [op.time_axis for op in neurons] == [True, False, False, False, False]
     (warning,) = program.warnings
     assert "4 time steps of second stay apart" in warning.message
+    assert warning.code.id == "IMC408"
     assert "the steps mix" in warning.reason
 
 
