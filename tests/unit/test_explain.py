@@ -133,6 +133,19 @@ def test_input_that_does_not_fit(tmp_path, x, capsys):
     assert "IMC702" in capsys.readouterr().err
 
 
+def test_op_that_asks_for_more_than_there_is():
+    text = WEIGHTS.replace(
+        "%y = nn.linear %x, %w : tensor<Bx3xf32>",
+        "%y = core.pad %x {before = [0, 0], after = [0, 999999999992]} : "
+        "tensor<Bx1000000000000xf32>",
+    ).replace("-> tensor<Bx3xf32>", "-> tensor<Bx1000000000000xf32>")
+    function = parse_module(text).function()
+    resources = ResourceStore({"w": torch.zeros(3, 8)})
+    with pytest.raises(DiagnosticError) as raised:
+        evaluate_function(function, [torch.zeros(2000, 8)], resources=resources)
+    assert raised.value.diagnostics[0].code is codes.CANNOT_COMPUTE
+
+
 def test_op_without_a_rule():
     from imcc.backends.crossbar.dialect import Program
 
@@ -140,4 +153,3 @@ def test_op_without_a_rule():
     with pytest.raises(DiagnosticError) as raised:
         evaluate_function(function, [torch.zeros(3, 4)], resources=ResourceStore())
     assert raised.value.diagnostics[0].code is codes.NO_RULE
-    assert parse_module(WEIGHTS).name == "m"
