@@ -55,7 +55,7 @@ class CompiledModel:
             noisy=self.noisy,
             first_sample=self._next_sample,
         )
-        self._next_sample += int(outputs[0].shape[1])
+        self._next_sample += self.executor.batch_size(inputs)
         return self.signature.rebuild([output[0] for output in outputs])
 
     def reset(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from imcc.ir.diagnostics import Location
+from imcc.ir.dims import Monomial
 from imcc.ir.ops import Op, Value
 from imcc.ir.types import TensorType, Type
 
@@ -109,7 +110,8 @@ class Function:
     def fixed_batch(self) -> int | None:
         """The batch size where it is not free: axis 0 of the first input; None where it is."""
         shapes = [value.type.shape for value in self.inputs if isinstance(value.type, TensorType)]
-        if not shapes or any(shape and not isinstance(shape[0], int) for shape in shapes):
+        free = (isinstance(size, Monomial) for shape in shapes for size in shape[:2])
+        if not shapes or any(free):
             return None
         size = shapes[0][0] if shapes[0] else 1
         return size if isinstance(size, int) else None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, cast, get_type_hints
 
 from imcc.ir.attributes import Kind, format_value, kind_of
-from imcc.ir.dims import Dim, product
+from imcc.ir.dims import Dim, Monomial, product
 
 DTYPES: tuple[str, ...] = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1")
 FLOATS: frozenset[str] = frozenset({"f64", "f32", "f16", "bf16"})
@@ -110,6 +110,14 @@ class TensorType(Type):
     def elements(self) -> Dim:
         """Number of elements, a monomial when a dimension is symbolic."""
         return product(self.shape)
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The first axis whose size holds the batch B, if one does."""
+        for axis, size in enumerate(self.shape):
+            if isinstance(size, Monomial) and "B" in size.symbols:
+                return axis
+        return None
 
     @property
     def dense(self) -> TensorType:

@@ -16,11 +16,13 @@ from torch import Tensor
 from imcc.backends.api import Backend, Target
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
+from imcc.ir.dims import Monomial
 from imcc.ir.module import Module
 from imcc.ir.ops import Op
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.ir.semantics.resources import ResourceStore
+from imcc.ir.types import TensorType, Type
 from imcc.passes.infrastructure import Progress, no_progress
 
 MAX_FOLDED = 512
@@ -55,15 +57,16 @@ class Executor:
         first_sample: int = 0,
         progress: Progress = no_progress,
     ) -> list[Tensor]:
-        """Outputs of ``@inference``, each ``[R, B, ...]``.
+        """Outputs of ``@inference``, each ``[R, ...]`` with the batch where the types have it.
 
-        ``inputs`` are tensors whose first axis is the batch B (an input without a batch axis is
-        handed to every chunk whole). A program of a fixed batch size takes batches of that size,
+        The batch B is the first axis of the inputs, or the second behind the time axis (an input
+        without a batch axis is handed to every chunk whole). An axis ``c*B`` holds the c rows of a
+        sample together. A program of a fixed batch size takes batches of that size,
         and its trials run one after another. ``trials`` are the numbers of the trials to run;
         sample b has the number ``first_sample + b``. With ``noisy`` false nothing is drawn and one
         trial runs.
         """
-        batch = self._batch(inputs)
+        batch = self.batch_size(inputs)
         if not noisy:
             trials = tuple(trials)[:1]
         parts: list[list[list[Tensor]]] = []
@@ -82,10 +85,10 @@ class Executor:
                 done += len(group) * (stop - start)
             parts.append(row)
         progress(total, total, "run")
-        outputs = len(parts[0][0])
+        axes = [axis for axis, _ in self._output_axes()]
         return [
-            torch.cat([torch.cat([part[i] for part in row], dim=1) for row in parts], dim=0)
-            for i in range(outputs)
+            torch.cat([torch.cat([part[i] for part in row], dim=axis + 1) for row in parts], dim=0)
+            for i, axis in enumerate(axes)
         ]
 
     def _call(
@@ -113,11 +116,20 @@ class Executor:
                 draws=draws,
                 trials=len(group),
             )
-        rows = len(group) * count
-        for number, output in enumerate(made.outputs):
-            if output.dim() == 0 or output.shape[0] != rows:
+        parts: list[Tensor] = []
+        axes = zip(made.outputs, self._output_axes(), strict=True)
+        for number, (output, (axis, factor)) in enumerate(axes):
+            rows = len(group) * count * factor
+            if output.dim() <= axis or output.shape[axis] != rows:
                 raise self._no_batch(number, output, rows)
-        return [output.unflatten(0, (len(group), count)) for output in made.outputs]
+            trials = output.unflatten(axis, (len(group), count * factor))
+            parts.append(trials.movedim(axis, 0))
+        return parts
+
+    def _output_axes(self) -> list[tuple[int, int]]:
+        """Batch axis of each output and the rows there for one sample."""
+        results = self.module.function("inference").results
+        return [_batch_axis(item.type) or (0, 1) for item in results if item.state is None]
 
     def _no_batch(self, number: int, output: Tensor, rows: int) -> DiagnosticError:
         function = self.module.function("inference")
@@ -127,7 +139,7 @@ class Executor:
             for value, declared in zip(last.operands, function.results, strict=True)
             if declared.state is None
         ][number]
-        whole = [v.name for i, v in enumerate(function.inputs) if not self._is_batched(i)]
+        whole = [v.name for i, v in enumerate(function.inputs) if self._place(i) is None]
         return error(
             codes.UNSUPPORTED_FORM,
             f"output {number} of shape {list(output.shape)} has no batch axis of {rows}",
@@ -140,17 +152,19 @@ class Executor:
         )
 
     def _fold(self, given: Tensor, index: int, start: int, stop: int, trials: int) -> Tensor:
-        if not self._is_batched(index):
+        place = self._place(index)
+        if place is None:
             return given
-        part = given[start:stop]
-        return part.repeat(trials, *([1] * (part.dim() - 1))) if trials > 1 else part
+        axis, factor = place
+        part = given.narrow(axis, start * factor, (stop - start) * factor)
+        return torch.cat([part] * trials, dim=axis) if trials > 1 else part
 
-    def _is_batched(self, index: int) -> bool:
-        kind = self.module.function("inference").inputs[index].type
-        shape: tuple[Any, ...] = getattr(kind, "shape", ())
-        return bool(shape) and not isinstance(shape[0], int)
+    def _place(self, index: int) -> tuple[int, int] | None:
+        """Batch axis of an input and the rows there for one sample, if it has one."""
+        return _batch_axis(self.module.function("inference").inputs[index].type)
 
-    def _batch(self, inputs: Sequence[Tensor]) -> int:
+    def batch_size(self, inputs: Sequence[Tensor]) -> int:
+        """Samples in a call's inputs; raises ``BAD_INPUT`` for inputs that do not fit together."""
         wanted = self.module.function("inference").inputs
         if len(inputs) != len(wanted):
             names = ", ".join(f"%{value.name}" for value in wanted)
@@ -165,11 +179,11 @@ class Executor:
                     f"input %{value.name} holds NaN or infinity",
                     help="a quantised program would turn them into ordinary codes; clean the input",
                 )
-        sizes = {
-            int(given.shape[0])
-            for index, given in enumerate(inputs)
-            if self._is_batched(index) and given.dim()
-        }
+        sizes: set[int] = set()
+        for index, given in enumerate(inputs):
+            place = self._place(index)
+            if place is not None and given.dim() > place[0]:
+                sizes.add(int(given.shape[place[0]]) // place[1])
         if len(sizes) > 1:
             raise error(codes.BAD_INPUT, f"inputs have different batch sizes {sorted(sizes)}")
         if not sizes:
@@ -200,6 +214,15 @@ class Executor:
                 ).states
             self._deployed = {key: states}
         return self._deployed[key]
+
+
+def _batch_axis(kind: Type) -> tuple[int, int] | None:
+    """The axis of a type that holds the batch, and how many rows a sample has there."""
+    axis = kind.batch_axis if isinstance(kind, TensorType) else None
+    if axis is None or not isinstance(kind, TensorType):
+        return None
+    size = kind.shape[axis]
+    return (axis, size.coefficient) if isinstance(size, Monomial) else None
 
 
 def _runs(trials: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:

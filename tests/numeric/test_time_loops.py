@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import imcc
 from imcc.frontend.capture import capture
 from imcc.frontend.neurons.ops import lif
 from imcc.ir.semantics.interpreter import evaluate_function
@@ -114,3 +115,28 @@ def test_time_and_batch_stay_two_axes(repeat):
     _, ops = captured_ops(Flattened(repeat), torch.randn(shape) * 2)
     shapes = [value.type for op in ops for value in op.results]
     assert not [kind for kind in shapes if "4*B" in str(kind)]
+
+
+def test_crossbars_take_spikes_as_one_bit_and_time_in_front():
+    torch.manual_seed(0)
+    x = torch.rand(3, 2, 4, 4) * 2
+    model = Flattened(4).eval()
+    compiled = imcc.compile(model, (x,), target="rram", calibration=[(x,)])
+    reads = [op for op in compiled.module.function("inference").ops if op.name == "xbar.mvm"]
+    # The image is quantised to the default of 8 bits, spikes are one bit as they are.
+    assert [op.input_bits for op in reads] == [8, 1]
+    assert str(reads[1].y.type) == "tensor<4xBx5xf32>"
+    cost = compiled.report()["entry_points"]["inference"]
+    assert cost["unknown"] == [] and cost["energy_pj"] > 0
+    compiled.noisy = False
+    with torch.no_grad():
+        spikes = model(x)[0]
+    assert torch.equal(compiled(x)[0], spikes) and spikes.sum() > 0
+    # Noise belongs to a sample, wherever the batch axis is.
+    noisy = {"trials": (1, 2), "seed": 3}
+    together = compiled.executor.run([x], **noisy)[1]
+    assert together.shape == (2, 4, 3, 5)
+    for sample in range(3):
+        alone = compiled.executor.run([x[sample : sample + 1]], first_sample=sample, **noisy)[1]
+        assert torch.equal(alone[:, :, 0], together[:, :, sample])
+    assert not torch.equal(together[0], together[1])

@@ -38,8 +38,8 @@ class CrossbarBackend(Backend):
         """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
-            "calibrate-activations, quantize-weights, integer-arithmetic, dead-code, "
-            "map-crossbars, calibrate-adc, place, schedule"
+            "quantize-spikes, calibrate-activations, quantize-weights, integer-arithmetic, "
+            "dead-code, map-crossbars, calibrate-adc, place, schedule"
         )
 
     def cost(

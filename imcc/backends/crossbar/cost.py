@@ -8,17 +8,18 @@ Not modelled, and said so in every record: the network between tiles, control, c
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.cost import OpCost
-from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dialects import core, nn, quant, snn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Dim, evaluate, product
 from imcc.ir.ops import Op, Value
 from imcc.ir.rules import COST
-from imcc.ir.types import TensorType
+from imcc.ir.types import SpikesType, TensorType
 
 NOT_MODELLED = ("network between tiles", "control and clock tree", "off-chip memory")
 
@@ -43,6 +44,8 @@ def element_bits(value: Value) -> int:
     kind = value.type
     if not isinstance(kind, TensorType):
         return 0
+    if isinstance(kind, SpikesType):
+        return 1
     if kind.is_quantised:
         return kind.quant.bits
     return int("".join(char for char in str(kind.element) if char.isdigit()))
@@ -147,6 +150,34 @@ def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCos
         note=f"{adds + multiplies} operations on {keys.digital.lanes} lanes, "
         f"{keys.timing.clock_ns:g} ns a step",
     )
+
+
+@COST.register(snn.LeakyIntegrator, snn.LeakyIntegrateAndFire, backend="crossbar")
+def _neuron(
+    op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire, target: CrossbarTarget, activity: str
+) -> OpCost:
+    """A digital neuron: its membrane lies in the buffer and is read and written in each step.
+
+    A constant leak is one multiplication, a factor of 1 none; a division by a constant time
+    constant is a multiplication by its inverse. A comparison is an addition, and so is a reset by
+    subtraction; a reset to a constant gates.
+    """
+    adds, multiplies = 1, 0
+    if op.leak_as != "factor":
+        # The distance from rest, and the input.
+        adds += 1 + (op.rest != 0.0 or op.rests is not None)
+    multiplies += op.leaks is not None or op.leak not in (0.0, 1.0)
+    multiplies += op.gains is not None or op.gain != 1.0
+    if isinstance(op, snn.LeakyIntegrateAndFire):
+        if op.max_spikes != 1:
+            return OpCost(unknown="the target has no figure for the division that counts spikes")
+        adds += 1 + (op.reset == "subtract") * (2 if op.reset_at == "both" else 1)
+        adds += op.minimum is not None
+    count = elements(op.x)
+    made = _vector(op, target, adds * count, int(multiplies) * count)
+    events = dict(made.events)
+    events["buffer_read.word"] += words(op.v, target)
+    return dataclasses.replace(made, events=events)
 
 
 @COST.register(core.Iota, backend="crossbar")

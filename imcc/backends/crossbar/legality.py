@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imcc.backends.crossbar.dialect import slices_of
 from imcc.backends.crossbar.target import CrossbarTarget
-from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dialects import core, nn, quant, snn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Monomial
 from imcc.ir.ops import Op
@@ -18,6 +18,8 @@ QUANTISE_FIRST = (
 MATRIX_OPS = (quant.Linear, quant.Conv)
 
 DIGITAL_OPS: tuple[str | type[Op], ...] = (
+    snn.LeakyIntegrator,
+    snn.LeakyIntegrateAndFire,
     core.Constant,
     core.Return,
     core.Reshape,
@@ -89,10 +91,13 @@ def _matrix(op: quant.Linear | quant.Conv, target: CrossbarTarget) -> str | None
         return "the weight is computed at run time; crossbars hold constant weights only"
     fixed = op.parent.fixed_batch if op.parent is not None else None
     batch = Monomial(1, ("B",)) if fixed is None else fixed
-    if not x.shape or x.shape[0] != batch:
+    spatial = weight.rank - 2
+    leading = x.shape[: x.rank - spatial - 1]
+    axis = x.batch_axis or 0
+    if not leading[axis:] or leading[axis] != batch:
         return (
-            f"the input {x} needs the batch {batch} as its first axis, for each sample and trial "
-            "draws its own noise"
+            f"the input {x} needs the batch {batch} as its first axis or behind the time axis, for "
+            "each sample and trial draws its own noise"
         )
     if x.quant.signed and target.keys.dac.bits > 1:
         return (

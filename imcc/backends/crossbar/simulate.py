@@ -173,6 +173,8 @@ def _mvm(
     if lossless(op, matrix, target, draws):
         return _integer_product(op, x.to(dtype) - zero, matrix)
     spatial = len(op.kernel)
+    axis = tensor(op.x).batch_axis or 0
+    x = x.movedim(axis, 0)
     leading = x.shape[: -spatial - 1]
     trials = ctx.trials if matrix.cells is not None or draws is not None else 1
     if not leading or leading[0] % trials:
@@ -180,7 +182,7 @@ def _mvm(
             op.diagnostic(
                 codes.BAD_INPUT,
                 f"input of shape {list(x.shape)} does not hold {trials} trials on its first axis",
-                help="a program that runs trials needs the batch as the first axis of every value",
+                help="a program that runs trials needs the batch as an axis of every value",
             )
         )
     batch = leading[0] // trials
@@ -200,7 +202,8 @@ def _mvm(
                 dtype
             )
     flat -= zero * matrix.codes.to(dtype).sum(-1).flatten()
-    return flat.reshape(out.shape).movedim(-1, -1 - spatial).contiguous() if spatial else out
+    out = flat.reshape(out.shape).movedim(-1, -1 - spatial) if spatial else out
+    return out.movedim(0, axis).contiguous()
 
 
 def lossless(op: Mvm, matrix: Matrix, target: CrossbarTarget, draws: Draws | None) -> bool:
