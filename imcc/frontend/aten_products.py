@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ def _attention(
             mask = _with_one_head(c, mask)
     lead = tensor(held[0]).shape[:-3]
     for item in held[1:]:
-        lead = broadcast(_blank(held[0]), lead, tensor(item).shape[:-3])
+        lead = broadcast(_Operands(c), lead, tensor(item).shape[:-3])
     held = [c.expand(item, (*lead, *tensor(item).shape[-3:])) for item in held]
     made = c.emit(
         nn.Attention(
@@ -170,9 +171,15 @@ def _attention(
     return reshaped(c, made, c.shape())
 
 
-def _blank(x: Value) -> core.Reshape:
-    """An op to report a failed broadcast at."""
-    return core.Reshape(x=x, shape=tensor(x).shape)
+@dataclass(frozen=True)
+class _Operands:
+    """Reports operands whose leading axes do not broadcast."""
+
+    converter: Converter
+
+    def fail(self, message: str) -> Exception:
+        """The refusal, at the user's line."""
+        return self.converter.refuse(message)
 
 
 def _with_one_head(c: Converter, x: Value) -> Value:

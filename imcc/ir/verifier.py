@@ -157,6 +157,17 @@ def _function_structure(module: Module, function: Function, found: DiagnosticCol
                     )
                 )
 
+    for value in defined:
+        for user in value.users:
+            if user.parent is not function:
+                found.add(
+                    Diagnostic(
+                        codes.STRUCTURE,
+                        f"%{value.name} of @{function.name} is used by {user.name} outside of it",
+                        help="a defect of what built the module: it made an op and dropped it",
+                    )
+                )
+
 
 def _op(op: Op, found: DiagnosticCollector) -> None:
     refused = False

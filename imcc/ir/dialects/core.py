@@ -6,7 +6,7 @@ of size 1 repeats.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from imcc.ir.attributes import Symbol
 from imcc.ir.dims import Dim, Monomial, product
@@ -49,7 +49,14 @@ def normalise_axis(op: Op, axis: int, rank: int) -> int:
     return axis % rank
 
 
-def broadcast(op: Op, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
+class Reporter(Protocol):
+    """What says where shapes do not fit: an op, or whoever makes one."""
+
+    def fail(self, message: str) -> Exception:
+        """The error to raise."""
+
+
+def broadcast(op: Reporter, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """The broadcast shape, trailing axes aligned; fails with a diagnostic if they differ."""
     shape: list[Dim] = []
     for index in range(1, max(len(left), len(right)) + 1):
