@@ -29,7 +29,7 @@ def report(
         raise click.UsageError("give either --by or --why")
     if trace is not None:
         check_new_file(trace, force=force)
-    made = resume(artifact) if artifact.suffix == ".imc" else load(artifact)
+    made = _read(artifact)
     if entry not in made.report_data["entry_points"]:
         raise error(
             codes.USAGE,
@@ -67,13 +67,18 @@ def view(artifact: Path, output: Path | None, show: bool, force: bool) -> None:
 
     path = output if output is not None else artifact.with_name(f"{artifact.name}.html")
     check_new_file(path, force=force)
-    write_file(path, page(load(artifact)))
+    write_file(path, page(_read(artifact)))
     click.echo(f"wrote {path}", err=True)
     if show:
         import webbrowser
 
         if not webbrowser.open(path.resolve().as_uri()):
             click.echo(f"note: found no browser; open {path} yourself", err=True)
+
+
+def _read(path: Path) -> CompiledModel:
+    """An artifact, or the dump of a phase compiled to the end."""
+    return resume(path) if path.suffix == ".imc" else load(path)
 
 
 def _print_cut(made: CompiledModel, by: str, entry: str, as_json: bool) -> None:

@@ -67,3 +67,28 @@ def test_adapt_on_line(capsys):
     (code,) = blocks("docs/how-to/adapt-on-line.md", "python")
     exec(compile(code, "adapt-on-line.md", "exec"), {})
     assert float(capsys.readouterr().out) > 0.9
+
+
+def test_see_what_the_compiler_did(tmp_path, monkeypatch, capsys):
+    import json
+    import shlex
+
+    page = "docs/how-to/see-what-the-compiler-did.md"
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(page, "python")
+    (tmp_path / "mymodel.py").write_text(code)
+    commands = re.findall(r"^imcc .*$", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(commands) == 14
+    for line in commands:
+        name, *arguments = shlex.split(line)
+        assert name == "imcc" and main(arguments) == 0, line
+        shown = capsys.readouterr().out
+        assert shown or arguments[0] == "view" or "--trace" in arguments, line
+    assert (tmp_path / "out" / "mymodel.html").read_text().startswith("<!doctype html>")
+    assert json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
+    assert set(json.loads((tmp_path / "out" / "mymodel" / "history.json").read_text())) == {
+        "history_version",
+        "lines",
+        "stages",
+        "sources",
+    }

@@ -15,6 +15,7 @@ class App {
     // Two frames, so that the first content is on the screen before the body is unpacked.
     requestAnimationFrame(() => requestAnimationFrame(() => this.unpack()));
     this.follow();
+    window.addEventListener("resize", () => clear(this.panels.accuracy, accuracyView(this)));
     window.addEventListener("hashchange", () => this.follow());
   }
 

@@ -57,13 +57,13 @@ class CostView {
     this.body = h("section", { class: "card" });
     const entries = Object.keys(app.body.entry_points);
     this.bar = h("div", { class: "row card toolbar" },
-      entries.length > 1 ? choice("Entry point", entries.map((name) => [name, `@${name}`]), this.entry,
+      entries.length > 1 ? choice("Entry", entries.map((name) => [name, `@${name}`]), this.entry,
         (value) => { this.entry = value; this.draw(); }) : null,
       segments("By", [["layer", "By layer"], ["component", "By component"], ["op", "By op"]], this.by,
         (value) => { this.by = value; this.draw(); }),
       segments("Quantity", Object.entries(METRICS).map(([key, held]) => [key, held.name]), this.metric,
         (value) => { this.metric = value; this.draw(); }),
-      choice("Order", [["value", "largest first"], ["program", "as in the program"]], this.order,
+      choice("Order", [["value", "largest first"], ["program", "program order"]], this.order,
         (value) => { this.order = value; this.draw(); }),
       field("", h("input", {
         type: "search", placeholder: "filter by name", "aria-label": "Filter by name",
@@ -123,7 +123,7 @@ class CostView {
           h("th", { scope: "col", class: "right" }, metric.name), h("th", { scope: "col", class: "right" }, "Share"))),
         tbody)),
       unknown.length ? h("details", {}, h("summary", {}, `${plural(unknown.length, "cost")} not known, not in the totals`),
-        h("ul", { class: "plain small" }, unknown.slice(0, 100).map((item) => h("li", {}, item)))) : null);
+        h("ul", { class: "plain small" }, tally(unknown).slice(0, 100).map((item) => h("li", {}, item)))) : null);
     portions(tbody, rows, (row) => {
       const parts = stacked ? names.map((name) => [name, row.held.energy_by_component_pj?.[name] || 0])
         .filter(([, value]) => value > 0) : null;
@@ -132,7 +132,7 @@ class CostView {
         h("td", { class: "name" }, h("button", {
           type: "button", class: "link expand", "aria-expanded": "false",
           onclick: (event) => this.expand(line, event.currentTarget, row),
-        }, row.name), row.under ? h("div", { class: "small muted" }, row.under) : null),
+        }, breakable(row.name)), row.under ? h("div", { class: "small muted" }, row.under) : null),
         h("td", { class: "bar" }, parts ? stackedBar(parts, most, colours, "pJ") : plainBar(row.value, most, fill)),
         h("td", { class: "right" }, quantity(row.value, metric.unit)),
         h("td", { class: "right muted" }, percent(row.value, total)));
@@ -168,7 +168,8 @@ class CostView {
         ops.map((one) => [`%${one.name} ${one.op}`, one.note || one.unknown || "", quantity(one.busy_ns, "ns")]));
     }
     if (this.metric === "area") return this.areaReason(Object.entries(held.instances || {}), "No tiles of its own.");
-    return [eventTable(this.app, this.entry, held.events || {}),
+    const show = document.documentElement.clientWidth < 640 ? eventList : eventTable;
+    return [show(this.app, this.entry, held.events || {}),
       held.unknown ? h("p", { class: "small" }, `Not counted: ${held.unknown}.`) : null];
   }
 

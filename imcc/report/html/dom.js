@@ -69,6 +69,11 @@ function percent(part, total) {
   return share > 0 && share < 0.05 ? "< 0.1 %" : `${share.toFixed(1)} %`;
 }
 
+// Dotted names may break behind a dot.
+function breakable(text) {
+  return text.split(/(?<=[._])/).flatMap((part, index) => (index ? [h("wbr"), part] : [part]));
+}
+
 function plural(number, word) {
   return `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 }

@@ -20,10 +20,11 @@ class GraphView {
       class: "graph", tabindex: "0", role: "application",
       "aria-label": "Graph. Arrow keys walk along edges, Enter folds and unfolds, plus and minus zoom, 0 fits.",
     }, s("defs", {}, s("marker", {
-      id: "arrow", viewBox: "0 0 8 8", refX: "7", refY: "4", markerWidth: "7", markerHeight: "7", orient: "auto",
+      id: "arrow", viewBox: "0 0 8 8", refX: "7", refY: "4", markerWidth: "8", markerHeight: "8", markerUnits: "userSpaceOnUse", orient: "auto",
     }, s("path", { d: "M0 0 L8 4 L0 8 z", class: "arrow" }))), this.world);
     this.wait = h("p", { class: "waiting" }, "Laying out the graph …");
-    this.canvas = h("div", { class: "canvas card" }, this.svg, this.wait, this.zoomButtons());
+    this.legend = h("div", { class: "graph-key" });
+    this.canvas = h("div", { class: "canvas card" }, this.svg, this.wait, this.legend, this.zoomButtons());
     this.element = h("div", { class: "panel" }, this.toolbar,
       h("div", { class: "graph-sides" }, this.canvas, this.inspector.element));
     this.pointers();
@@ -158,7 +159,21 @@ class GraphView {
     this.world.replaceChildren();
     this.drawn = new Map();
     this.scale = this.scaleOfPaint();
+    this.drawKey();
     this.draw();
+  }
+
+  // What the colours say.
+  drawKey() {
+    if (this.paint === "kind") {
+      const shown = new Set(this.tree.leaves.map((leaf) => leaf.op.op.split(".")[0]));
+      const names = [...this.app.kinds.keys()].filter((name) => shown.has(name));
+      clear(this.legend, legend(new Map(names.map((name) => [name, colour(this.app.kinds.get(name))])), names));
+    } else {
+      const unit = this.paint === "energy_pj" ? "pJ" : "ns";
+      clear(this.legend, h("span", { class: "small muted" }, this.scale
+        ? `pale to full: 0 to ${quantity(this.scale, unit)}` : "Costs are known of the last program."));
+    }
   }
 
   draw() {
@@ -211,8 +226,8 @@ class GraphView {
       s("title", {}, node.kind === "op" ? `${node.op.key} = ${node.op.op}\n${node.op.types.join(", ")}\n${node.op.scope}` : `${node.name}: ${node.type}`),
       s("rect", { width: item.w, height: item.h, rx: node.kind === "op" ? 5 : item.h / 2 }),
       node.kind === "op" ? s("rect", { class: "mark", width: 5, height: item.h - 8, x: 4, y: 4, rx: 2.5, style: { fill: this.colourOf(node) } }) : null,
-      s("text", { x: item.w / 2 + 4, y: 18, class: "first" }, cut(first, (item.w - 18) / 7.4)),
-      s("text", { x: item.w / 2 + 4, y: 33, class: "second" }, cut(second, (item.w - 18) / 6.2)));
+      s("text", { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 18, class: "first" }, cut(first, (item.w - 18) / 7.4)),
+      s("text", { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 33, class: "second" }, cut(second, (item.w - 18) / 6.2)));
     return group;
   }
 
@@ -304,6 +319,8 @@ class GraphView {
   async fold(open) {
     this.open = new Set([""]);
     if (open) for (const node of this.tree.scopes()) this.open.add(node.id);
+    this.selected = null;
+    this.inspector.empty();
     await this.arrange();
     this.fit();
     say(open ? "All scopes unfolded" : "All scopes folded");

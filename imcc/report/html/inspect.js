@@ -35,12 +35,14 @@ class Inspector {
         }, op.scope) : null],
         ["Operands", op.operands.length ? h("span", {}, op.operands.map((one, index) => [
           index ? ", " : "", one.label ? `${one.label} ` : "", this.valueLink(view, one.value)])) : null],
-        ...op.attributes.map(([name, value]) => [name, h("code", {}, value)]),
       ]),
       this.costPart(view, op, cost),
       h("h4", {}, "Source"),
       op.loc.length ? excerpts(app.stages, op.loc) : h("p", { class: "small muted" }, "No place in the model file."),
-      this.historyPart(view, op));
+      this.historyPart(view, op),
+      op.attributes.length ? [h("h4", {}, "Attributes"),
+        pairs(op.attributes.map(([name, value]) => [breakable(name), h("code", {}, value)]))] : null);
+    this.element.scrollTop = 0;
   }
 
   valueLink(view, name) {
@@ -52,7 +54,7 @@ class Inspector {
   costPart(view, op, cost) {
     const { app } = this;
     const heading = h("h4", {}, "Cost");
-    if (cost) return [heading, costOf(app, view.func, cost)];
+    if (cost) return [heading, costOf(app, view.func, cost, eventList)];
     const later = this.becomes(view.func, op.key, view.stage);
     const made = later.map((key) => [key, app.costs.op(view.func, key)]).filter(([, held]) => held);
     if (!made.length) {
@@ -162,7 +164,7 @@ class Inspector {
 }
 
 // The cost of an op in words and as events times figures.
-function costOf(app, entry, cost) {
+function costOf(app, entry, cost, show = eventTable) {
   if (cost.free) return h("p", { class: "small" }, "Free: ", cost.free, ".");
   if (cost.unknown) return h("p", { class: "small" }, "Unknown: ", cost.unknown, ".");
   return [
@@ -172,16 +174,29 @@ function costOf(app, entry, cost) {
       ["Starts", cost.start_ns === null ? null : quantity(cost.start_ns, "ns")],
       ["Not counted", cost.missing.length ? `no figure for ${cost.missing.map(words).join(", ")}` : null],
     ]),
-    eventTable(app, entry, cost.events),
+    show(app, entry, cost.events),
   ];
 }
 
-function eventTable(app, entry, events) {
+function eventRows(app, entry, events) {
   const { components } = app.body.entry_points[entry];
-  const rows = Object.entries(events).map(([event, number]) => {
+  return Object.entries(events).map(([event, number]) => {
     const figure = components[event.split(".")[0]]?.figures?.energy;
     return { event, number, figure, energy: figure ? number * figure.value : null };
   }).sort((a, b) => (b.energy || 0) - (a.energy || 0));
+}
+
+// The same as a list, for narrow places.
+function eventList(app, entry, events) {
+  return h("dl", { class: "events" }, eventRows(app, entry, events).map((row) => [
+    h("dt", {}, h("code", {}, breakable(row.event)), h("strong", {}, quantity(row.energy, "pJ"))),
+    h("dd", {}, row.figure ? `${count(row.number)} × ${row.figure.value} ${row.figure.unit}` : `${count(row.number)}, no figure`,
+      row.figure ? h("div", {}, `${row.figure.source}${row.figure.node_nm ? `; ${row.figure.node_nm} nm` : ""}`) : null),
+  ]));
+}
+
+function eventTable(app, entry, events) {
+  const rows = eventRows(app, entry, events);
   return table(null, [{ name: "Event", class: "name" }, { name: "Count", right: true },
     { name: "Energy of one" }, { name: "Energy", right: true }],
   rows.map((row) => [row.event, count(row.number),

@@ -168,7 +168,7 @@ function layouts() {
       const made = spread(level.map(() => 0), level.map(() => 1), distances[i]);
       level.forEach((node, j) => { x[node] = made[j]; });
     });
-    for (let sweep = 0; sweep < 14; sweep += 1) {
+    for (let sweep = 0; sweep < 40; sweep += 1) {
       const goesUp = sweep % 2 === 1;
       const levels = goesUp ? [...ranks.keys()].reverse() : [...ranks.keys()];
       for (const i of levels) {
@@ -176,22 +176,28 @@ function layouts() {
         const desired = [];
         const weights = [];
         for (const node of level) {
-          const places = [];
+          let sum = 0;
+          let share = 0;
+          // An edge that is the only one at both ends pulls hardest: chains become straight.
+          const pull = (from, to, place) => {
+            const weight = down[from].length === 1 && up[to].length === 1 ? 6 : 1;
+            sum += weight * place;
+            share += weight;
+          };
           if (!goesUp || sweep > 9) {
             for (const other of up[node]) {
               const [from, to] = shift.get(`${other} ${node}`);
-              places.push(x[other] + from - to);
+              pull(other, node, x[other] + from - to);
             }
           }
           if (goesUp || sweep > 9) {
             for (const other of down[node]) {
               const [from, to] = shift.get(`${node} ${other}`);
-              places.push(x[other] + to - from);
+              pull(node, other, x[other] + to - from);
             }
           }
-          const sum = places.reduce((held, value) => held + value, 0);
-          desired.push(places.length ? sum / places.length : x[node]);
-          weights.push(all[node].weight * Math.max(0.2, places.length));
+          desired.push(share ? sum / share : x[node]);
+          weights.push(all[node].weight * Math.max(0.2, share));
         }
         const made = spread(desired, weights, distances[i]);
         level.forEach((node, j) => { x[node] = made[j]; });
@@ -286,6 +292,10 @@ function layouts() {
       const start = pad + (width - grid.width) / 2;
       for (const [index, held] of grid.made) placeOf.set(index, { x: held.x + start, y: held.y });
     }
+    // Ports that are alone on their side stand in its middle: chains of boxes run straight.
+    for (const side of [scope.inputs, scope.outputs]) {
+      if (side.length === 1) placeOf.get(ids.get(side[0])).x = scope.w / 2;
+    }
     scope.portX = {};
     for (const id of [...scope.inputs, ...scope.outputs]) {
       scope.portX[id] = placeOf.get(ids.get(id)).x - scope.w / 2;
@@ -300,11 +310,23 @@ function layouts() {
       const from = placeOf.get(edges[index].from);
       const to = placeOf.get(edges[index].to);
       const points = [[from.x + edges[index].fromPort, from.y + nodes[edges[index].from].h]];
+      // Past taller neighbours an edge runs straight: it turns between the ranks alone.
+      const turn = (x, node, end, wanted) => {
+        if (!nodes[end].top && !nodes[end].bottom) {
+          const level = drawn.ranks[drawn.rank[node]];
+          const tall = Math.max(...level.map((other) => drawn.all[other].h));
+          const y = tops[drawn.rank[node]] + (wanted ? tall : 0);
+          const reached = wanted ? points[0][1] : to.y;
+          if (Math.abs(y - reached) > 0.5) points.push([x, y]);
+        }
+      };
+      turn(points[0][0], chain[0], edges[index].from, true);
       for (const node of chain.slice(1, -1)) {
         const level = drawn.rank[node];
         const tall = Math.max(...drawn.ranks[level].map((other) => drawn.all[other].h));
         points.push([drawn.x[node] + offset, tops[level]], [drawn.x[node] + offset, tops[level] + tall]);
       }
+      turn(to.x + edges[index].toPort, chain[chain.length - 1], edges[index].to, false);
       points.push([to.x + edges[index].toPort, to.y]);
       return points;
     });

@@ -11,17 +11,19 @@ function overview(app) {
   const main = head.entry_points.inference;
   const made = [];
   const unknown = main.unknown.length;
+  // Where no layer has a cost, the zeros of the totals would say what nobody knows.
+  const known = (value) => (head.top_layers.some((layer) => layer.energy_pj !== null) ? value : null);
   const figures = [
-    figure("Energy per inference", ...scaled(main.energy_pj, "pJ"),
-      unknown ? `+ ${plural(unknown, "op")} of unknown cost` : `${main.activity} activity`),
-    figure("Latency", ...scaled(main.latency_ns, "ns"), "one input, B = 1"),
-    figure("Area", ...scaled(main.area_um2, "um2"), Object.entries(main.resources || {})
+    figure("Energy per inference", ...scaled(known(main.energy_pj), "pJ"),
+      unknown ? `${known(0) === null ? "" : "+ "}${plural(unknown, "op")} of unknown cost` : `${main.activity} activity`),
+    figure("Latency", ...scaled(known(main.latency_ns), "ns"), "one input, B = 1"),
+    figure("Area", ...scaled(known(main.area_um2), "um2"), Object.entries(main.resources || {})
       .map(([name, number]) => `${count(number)} ${words(name)}`).join(", ")),
   ];
   if (head.accuracy) {
     const noisy = head.accuracy.noisy;
     const interval = noisy?.ci95 ? `95 % interval ${noisy.ci95.map(fixed).join(" to ")}; ` : "";
-    figures.push(figure(noisy ? "Metric under noise" : "Metric, no noise",
+    figures.push(figure(`${capital(words(head.accuracy.metric || "metric"))} ${noisy ? "under noise" : "without noise"}`,
       fixed(noisy ? noisy.mean : head.accuracy.noise_free), "",
       `${interval}float ${fixed(head.accuracy.float)}`));
   }
@@ -33,6 +35,13 @@ function overview(app) {
   made.push(h("div", { class: "columns" }, energyCard(app), passesCard(app)));
   made.push(provenance(app));
   return made;
+}
+
+// Equal texts once, with how often they occur.
+function tally(items) {
+  const times = new Map();
+  for (const item of items) times.set(item, (times.get(item) || 0) + 1);
+  return [...times].map(([item, number]) => (number > 1 ? `${item}, ${count(number)} times` : item));
 }
 
 function fixed(value) {
@@ -56,7 +65,7 @@ function energyCard(app) {
       { name: "Layer", class: "name" }, { name: "By component", class: "bar" },
       { name: "Energy", right: true }, { name: "Share", right: true },
     ], layers.map((layer) => [
-      layer.name,
+      breakable(layer.name),
       stackedBar(names.map((name) => [name, layer.energy_by_component_pj?.[name] || 0])
         .filter(([, value]) => value > 0), most, colours, "pJ"),
       quantity(layer.energy_pj, "pJ"), percent(layer.energy_pj, total),
@@ -76,6 +85,10 @@ function passesCard(app) {
       h("p", { class: "muted" }, "This artifact keeps no history. Compile the model again to see its passes."));
   }
   const slowest = Math.max(0, ...changed.map((stage) => stage.seconds));
+  if (!changed.length) {
+    return h("section", { class: "card" }, h("h2", {}, "What the passes did"),
+      h("p", { class: "muted" }, "No pass changed the program."));
+  }
   return h("section", { class: "card" },
     h("h2", {}, "What the passes did"),
     table(`${changed.length} of ${plural(head.stages.length - 1, "pass").replace("passs", "passes")} changed the program`, [
@@ -94,7 +107,7 @@ function provenance(app) {
   const point = head.entry_points.inference;
   const held = point.provenance || {};
   const list = (items) => (items && items.length ? items.map(words).join(", ") : null);
-  const unknown = point.unknown || [];
+  const unknown = tally(point.unknown || []);
   return h("section", { class: "card" }, h("h2", {}, "Provenance"), pairs([
     ["Model", [head.model.name, head.model.file ? ` (${head.model.file})` : ""]],
     ["Target", `${head.targets[0].name}, backend ${head.targets[0].backend}`],

@@ -243,7 +243,7 @@ function excerpts(stages, places) {
     for (let line = place.line - 3; line <= place.line + 3; line += 1) {
       if (file[line] === undefined) continue;
       lines.push(h("span", { class: line === place.line ? "marked" : null },
-        h("span", { class: "gutter" }, String(line).padStart(4)), file[line] || " ", "\n"));
+        h("span", { class: "gutter" }, String(line).padStart(4)), file[line] || " "));
     }
     return h("figure", { class: "excerpt" }, name, h("pre", { tabindex: "0", "aria-label": `Source of ${place.file}` }, lines));
   });

@@ -17,7 +17,7 @@ class ScheduleView {
     const entries = Object.keys(app.body.entry_points);
     this.card = h("section", { class: "card" });
     this.bar = h("div", { class: "row" },
-      entries.length > 1 ? choice("Entry point", entries.map((name) => [name, `@${name}`]), this.entry, (value) => { this.entry = value; this.load(); }) : null,
+      entries.length > 1 ? choice("Entry", entries.map((name) => [name, `@${name}`]), this.entry, (value) => { this.entry = value; this.load(); }) : null,
       h("span", { class: "row lanes" }),
       h("button", { type: "button", "aria-label": "Zoom in", onclick: () => this.zoom(1.6) }, "+"),
       h("button", { type: "button", "aria-label": "Zoom out", onclick: () => this.zoom(1 / 1.6) }, "−"),
@@ -45,12 +45,12 @@ class ScheduleView {
     this.selected = null;
     this.layers = new Map();
     for (const held of this.order) if (!this.layers.has(held.layer)) this.layers.set(held.layer, this.layers.size);
-    clear(this.bar.querySelector(".lanes"), segments("Lanes", [["each", "A lane for each place"], ["packed", "As few lanes as can be"]],
+    clear(this.bar.querySelector(".lanes"), segments("Lanes", [["each", "By place"], ["packed", "Packed"]],
       this.packed ? "packed" : "each", (value) => { this.packed = value === "packed"; this.load(); }));
     clear(this.card, h("div", { class: "row spread" }, h("h2", {}, "Schedule"),
       h("p", { class: "muted number" }, `@${this.entry}: ${plural(this.order.length, "op")} in ${quantity(this.end, "ns")}`)),
     this.order.length ? [this.bar, h("p", { class: "small muted" }, "Each colour is a layer. Drag or scroll sideways to move, Ctrl and wheel to zoom."),
-      this.scroller, this.told] : h("p", { class: "muted" }, "This target gives no schedule."));
+      this.scroller, this.told] : h("p", { class: "muted" }, "This program has no schedule."));
     clear(this.told, h("span", { class: "muted" }, "Select an op to see its times."));
     this.drawRows();
     this.draw();
@@ -62,8 +62,8 @@ class ScheduleView {
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Op"), h("th", { scope: "col" }, "Layer"),
         ["Starts", "At work", "Energy"].map((name) => h("th", { scope: "col", class: "right" }, name)))), tbody)));
     portions(tbody, this.order, (held) => [h("tr", {},
-      h("td", { class: "name" }, h("button", { type: "button", class: "link", onclick: () => { this.choose(held, true); this.card.scrollIntoView({ block: "start" }); } }, `%${held.name} ${held.op}`)),
-      h("td", { class: "name" }, held.layer), h("td", { class: "right" }, quantity(held.start_ns, "ns")),
+      h("td", { class: "name" }, h("button", { type: "button", class: "link", onclick: () => { this.choose(held, true); this.card.scrollIntoView({ block: "start" }); } }, breakable(`%${held.name} ${held.op}`))),
+      h("td", { class: "name" }, breakable(held.layer)), h("td", { class: "right" }, quantity(held.start_ns, "ns")),
       h("td", { class: "right" }, quantity(held.busy_ns, "ns")), h("td", { class: "right" }, quantity(held.energy_pj, "pJ")))], 50);
   }
 

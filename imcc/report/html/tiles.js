@@ -12,7 +12,7 @@ class TilesView {
       || Object.values(this.app.body.placement).find((held) => held);
     if (!placement) {
       this.element.append(h("section", { class: "card" }, h("h2", {}, "Map of tiles"),
-        h("p", { class: "muted" }, "This target places nothing on tiles.")));
+        h("p", { class: "muted" }, "This program is not placed on tiles.")));
       return;
     }
     this.placement = placement;
@@ -98,8 +98,8 @@ class TilesView {
     portions(tbody, this.placement.matrices, (matrix, index) => {
       const from = Math.floor(matrix.first / this.size);
       const upto = Math.floor((matrix.first + matrix.count - 1) / this.size);
-      return [h("tr", {}, h("td", { class: "name" }, h("i", { class: "swatch", style: { background: colour(index) } }), matrix.layer),
-        h("td", { class: "name" }, matrix.name), h("td", { class: "right" }, count(matrix.first)),
+      return [h("tr", {}, h("td", { class: "name" }, h("i", { class: "swatch", style: { background: colour(index) } }), breakable(matrix.layer)),
+        h("td", { class: "name" }, breakable(matrix.name)), h("td", { class: "right" }, count(matrix.first)),
         h("td", { class: "right" }, count(matrix.count)), h("td", { class: "right" }, from === upto ? count(from) : `${count(from)} to ${count(upto)}`))];
     }, 60);
     return card;
