@@ -468,6 +468,15 @@ def _show_warnings(report: dict[str, Any]) -> None:
                 click.echo(f"  {key}: {item[key]}", err=True)
 
 
+def _nearest_choices(wrong: click.UsageError) -> tuple[str, ...]:
+    """The choices of an option nearest to the word that is none of them."""
+    kind = wrong.param.type if isinstance(wrong, click.BadParameter) and wrong.param else None
+    if not isinstance(kind, click.Choice):
+        return ()
+    given = wrong.message.partition("' is not one of")[0].removeprefix("'")
+    return nearest(given, map(str, kind.choices))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if argv is None:
@@ -490,7 +499,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.UsageError as wrong:
         path = wrong.ctx.command_path if wrong.ctx is not None else "imcc"
         shown = Diagnostic(
-            codes.USAGE, wrong.format_message(), help=f"`{path} --help` shows the usage"
+            codes.USAGE,
+            wrong.format_message(),
+            suggestions=_nearest_choices(wrong),
+            help=f"`{path} --help` shows the usage",
         )
         click.echo(shown.render(), err=True)
         return EXIT_USAGE

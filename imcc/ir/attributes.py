@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin
 
+from imcc.ir.diagnostics import did_you_mean
 from imcc.ir.dims import Dim, Monomial
 
 
@@ -49,7 +50,8 @@ class Kind:
             return None
         if self.choices:
             if value not in self.choices or not isinstance(value, str):
-                raise ValueError(f"expected {self.name}, found {format_value(value)}")
+                hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
+                raise ValueError(f"expected {self.name}, found {format_value(value)}{hint}")
             return value
         if self.base is tuple:
             if not isinstance(value, (tuple, list)):

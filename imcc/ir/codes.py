@@ -8,7 +8,6 @@ Each code has a page in ``imcc/ir/pages``: an example that causes it, how to men
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources as package_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,8 @@ def code(identifier: str, title: str, page: str) -> Code:
 
 def page(item: Code) -> str:
     """The text of the code's page; empty for a plugin's code, which has none."""
+    from importlib import resources as package_files
+
     file = package_files.files("imcc.ir").joinpath("pages", f"{item.id}.md")
     return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 

@@ -140,6 +140,12 @@ def nearest(name: str, known: Iterable[str], count: int = 2) -> tuple[str, ...]:
     return tuple(map(str, difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)))
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the end of a reason, empty where nothing is near."""
+    close = nearest(name, known)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
 def text_window(source: str | Sequence[str], line: int, column: int = 0, around: int = 2) -> str:
     """Numbered lines around ``line`` (from 1) of ``source``, with a marker under ``column``.
 
@@ -171,6 +177,7 @@ __all__ = [
     "DiagnosticError",
     "Location",
     "Severity",
+    "did_you_mean",
     "error",
     "nearest",
     "text_window",

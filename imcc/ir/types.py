@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, cast, get_type_hints
 
 from imcc.ir.attributes import Kind, format_value, kind_of
+from imcc.ir.diagnostics import did_you_mean
 from imcc.ir.dims import Dim, Monomial, product
 
 DTYPES: tuple[str, ...] = ("f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "i1")
@@ -195,7 +196,8 @@ class DialectType(Type):
         kinds = cls._kinds()
         for key in values:
             if key not in kinds:
-                raise ValueError(f"!{cls.name} has no field {key!r}; it has {', '.join(kinds)}")
+                hint = did_you_mean(key, kinds) or f"; it has {', '.join(kinds)}"
+                raise ValueError(f"!{cls.name} has no field {key!r}{hint}")
         given: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
             if item.name in values:

@@ -67,15 +67,21 @@ def _plain(module: Module, place: Location | None, code: codes.Code, message: st
     return Diagnostic(code, message, text=place, window=window)
 
 
+def _phase_place(module: Module) -> Location | None:
+    """Where the text names the phase, if the module was parsed."""
+    before, found, _ = (module.source or "").partition(f'phase("{module.phase}"')
+    if not found:
+        return None
+    file = next((f.text_loc.file for f in module.functions.values() if f.text_loc), "<text>")
+    return Location(file, before.count("\n") + 1, len(before.rpartition("\n")[2]) + 1)
+
+
 def _module_structure(module: Module, found: DiagnosticCollector) -> None:
     if module.phase not in PHASES:
         found.add(
-            Diagnostic(
-                codes.STRUCTURE,
-                f"unknown phase {module.phase!r}",
-                suggestions=nearest(module.phase, PHASES),
-                help="phases are " + ", ".join(PHASES),
-            )
+            _plain(
+                module, _phase_place(module), codes.STRUCTURE, f"unknown phase {module.phase!r}"
+            ).at(suggestions=nearest(module.phase, PHASES), help="phases are " + ", ".join(PHASES))
         )
     for state in module.states.values():
         if state.init is None:

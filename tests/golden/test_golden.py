@@ -52,3 +52,28 @@ def test_wrong_expectation_fails(tmp_path):
     update_golden(path)
     golden = read_golden(path)
     assert run_golden(golden) == golden.expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("%y = nn.rleu %x : tensor<Bx4xf32>", "// ==== output ====\n// ==== exit 1 ====\n"),
+        ("%y = nn.relu %x : tensor<Bx4xf32>", "// ==== output ====\nSAME"),
+    ],
+)
+def test_diagnostics_that_are_not_expected_fail(tmp_path, program, expected):
+    """A diagnostic without its section fails, and so does a section without its diagnostic."""
+    path = tmp_path / "unexpected.imc"
+    body = (
+        '// imc 1\nmodule @m phase("captured") {\n'
+        "  func @inference(%x: tensor<Bx4xf32>) -> tensor<Bx4xf32> {\n"
+        f"    {program}\n    core.return %x\n  }}\n}}\n"
+    )
+    expected = expected.replace("SAME", body)
+    path.write_text("// RUN: opt\n" + body + expected)
+    golden = read_golden(path)
+    accepted = "rleu" not in program
+    assert (run_golden(golden) == golden.expected) is accepted
+    path.write_text("// RUN: opt\n" + body + expected + "// ==== diagnostics ====\nerror: x\n")
+    golden = read_golden(path)
+    assert run_golden(golden) != golden.expected

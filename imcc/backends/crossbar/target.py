@@ -29,6 +29,7 @@ from imcc.backends.crossbar.noise import (
     noise_model_names,
 )
 from imcc.backends.keys import Component, Keys
+from imcc.ir.diagnostics import did_you_mean
 
 
 class Array(Keys):
@@ -216,7 +217,8 @@ def _keys_with(write: str, read: str) -> type[TargetKeys]:
 
 def _noise_model(kind: str, name: str) -> str:
     if name not in noise_model_names():
-        raise ValueError(f"must be one of {', '.join(noise_model_names())}")
+        known = noise_model_names()
+        raise ValueError(f"must be one of {', '.join(known)}{did_you_mean(name, known)}")
     if find_noise_model(name).kind not in (kind, "any"):
         raise ValueError(f"must be a model of {kind} noise")
     return name

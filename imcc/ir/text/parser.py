@@ -21,6 +21,7 @@ from imcc.ir.diagnostics import (
     DiagnosticCollector,
     DiagnosticError,
     Location,
+    did_you_mean,
     nearest,
     text_window,
 )
@@ -559,9 +560,7 @@ class _Delegate:
         load_dialect_of(name)
         cls = DIALECT_TYPES.get(name)
         if cls is None:
-            close = nearest(name, DIALECT_TYPES)
-            hint = f"; did you mean !{close[0]}?" if close else ""
-            raise ValueError(f"unknown type !{name}{hint}")
+            raise ValueError(f"unknown type !{name}{did_you_mean(name, DIALECT_TYPES)}")
         fields = dict(children[1:])
         if len(fields) != len(children) - 1:
             raise ValueError(f"a field of !{name} is given twice")

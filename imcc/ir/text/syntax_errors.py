@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from imcc.ir import codes
-from imcc.ir.diagnostics import Diagnostic, Location, text_window
+from imcc.ir.diagnostics import Diagnostic, Location, nearest, text_window
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -65,11 +66,15 @@ def syntax_error(wrong: Any, text: str, file: str) -> Diagnostic:
         found = "the end of the text"
     terminals = getattr(failed, "_terminals_by_name", None) or {}
     names = sorted(_HUMAN.get(item) or _shown(item, terminals) for item in expected)
+    words = [name.strip("'") for name in names] + (
+        ["tensor", "spikes"] if "TYPE" in expected else []
+    )
     return Diagnostic(
         codes.SYNTAX,
         f"unexpected {found}",
         text=Location(file, line, column),
         window=text_window(text, line, column),
+        suggestions=nearest("".join(re.findall(r"^'(\w+)", found)), words),
         reason=f"expected {', '.join(names)}" if names else "",
         help="`imcc ops NAME` shows how an op is written" if "OP_NAME" in expected else "",
     )
