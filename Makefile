@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Idle OpenMP threads that spin take the cores away from the threads that have work.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs dist clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.demo
@@ -25,8 +25,20 @@ lint: $(VENV)/.lint
 	MYPYPATH=tests/plugin/package $(BIN)/mypy -p imcc_example
 	$(BIN)/lint-imports
 
+# Warnings are errors; nothing is fetched while building or by the pages.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Builds sdist and wheel, installs the wheel into an empty environment, and compiles the example from
+# another folder. CHECK=--borrow takes third-party packages from .venv instead of downloading them.
+dist: $(VENV)/.dist $(VENV)/.demo
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python tests/release/check_wheel.py $(CHECK) dist/*.whl
+
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) out build dist docs/_build docs/generated .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

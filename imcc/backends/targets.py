@@ -323,7 +323,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _model_of(annotation: Any) -> Any:
+def model_of(annotation: Any) -> Any:
     """The pydantic model that an annotation holds (itself, or as the values of a table)."""
     from typing import get_args
 
@@ -332,7 +332,7 @@ def _model_of(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in get_args(annotation):
-        found = _model_of(inner)
+        found = model_of(inner)
         if found is not None:
             return found
     return None
@@ -343,7 +343,7 @@ def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for part in path:
         field = current.model_fields.get(part)
         if field is not None:
-            current = _model_of(field.annotation)
+            current = model_of(field.annotation)
         if current is None:
             return []
     return list(current.model_fields)
@@ -357,7 +357,7 @@ def _help_at(model: type[BaseModel], path: tuple[Any, ...]) -> str:
         if field is None:
             continue
         text = field.description or ""
-        inner = _model_of(field.annotation)
+        inner = model_of(field.annotation)
         if inner is None:
             break
         current = inner
