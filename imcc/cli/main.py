@@ -117,7 +117,7 @@ _set_option = click.option(
 
 
 @cli.command("compile")
-@click.argument("model", metavar="MODEL.py[:NAME]|MODEL.pt2|FILE.imc")
+@click.argument("model", metavar="MODEL.py[:NAME]|MODEL.pt2|NET.nir|FILE.imc")
 @click.option("--data", type=_PATH, help="Python file with calibration_data() and so on.")
 @click.option("--target", help="A preset or a TOML file  [default: rram].")
 @click.option("-o", "--output", type=_PATH, help="Folder or .zip to write.")
@@ -138,8 +138,9 @@ _set_option = click.option(
 def compile_command(model: str, **given: Any) -> None:
     """Compile a model file, evaluate it, and report cost and accuracy.
 
-    MODEL.py defines model() or NAME; MODEL.pt2 is a program of torch.export.save, whose data come
-    from --data.
+    MODEL.py defines model() or NAME; MODEL.pt2 is a program of torch.export.save and NET.nir a
+    spiking network in NIR (NET.nir:dt=1e-3,steps=32 sets the time step), whose data come from
+    --data.
 
     FILE.imc from a folder of --dump-phases goes on from its phase, with the target, seed and
     calibration data of that folder.

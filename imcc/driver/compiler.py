@@ -193,7 +193,7 @@ def _no_calibration(ranging: Sequence[Pass], source: ModelFile | None) -> Diagno
             "pass calibration=[(inputs,), ...] from the training set, or try it with "
             "calibrate_on_example=True"
         )
-    elif source.path.suffix == ".pt2":
+    elif source.path.suffix in (".pt2", ".nir"):
         help_line = f"give a file with --data that holds:\n{lines}"
     else:
         help_line = f"add to the model file, or to a file for --data:\n{lines}"

@@ -49,7 +49,7 @@ def batch_layout(module: nn.Module, inputs: Inputs, exchanged: Exchanged) -> Bat
     steps = exchanged.flattened_steps
     if steps > 1 and size % steps == 0:
         return BatchLayout(size // steps, steps=steps)
-    if exchanged.neurons and first.dim() > 1 and _is_time(module, inputs, exchanged, size):
+    if exchanged.steps and first.dim() > 1 and _is_time(module, inputs, exchanged, size):
         return BatchLayout(int(first.shape[1]), time=size)
     return BatchLayout(size)
 

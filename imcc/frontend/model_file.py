@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from imcc.frontend.exported import call_inputs, load_exported
+from imcc.frontend.nir_import import load_nir, split_spec
 from imcc.frontend.places import place_of_exception, shown_path
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, Location, error, nearest, text_window
@@ -64,7 +65,7 @@ class DataFile:
         """The function by name; raises MODEL_MISSING, with the lines to write, if it is absent."""
         found: Callable[..., Any] | None = getattr(self, name)
         if found is None:
-            exported = self.path.suffix == ".pt2"
+            exported = self.path.suffix in (".pt2", ".nir")
             where = "a file for --data" if exported else shown_path(str(self.path))
             raise error(
                 codes.MODEL_MISSING,
@@ -83,7 +84,9 @@ class ModelFile(DataFile):
 
 
 def load_model_file(path: str | Path, data: str | Path | None = None) -> ModelFile:
-    """Load ``model.py``, ``model.py:Name`` or an exported program ``model.pt2``.
+    """Load ``model.py``, ``model.py:Name``, an exported program ``model.pt2`` or ``net.nir``.
+
+    A NIR graph takes options, ``net.nir:dt=1e-3,steps=32``.
 
     ``Name`` is a ``torch.nn.Module`` class or instance, or a function that returns one, to be used
     in place of ``model()``; dots reach into what the file imports. The functions of ``data``
@@ -94,7 +97,11 @@ def load_model_file(path: str | Path, data: str | Path | None = None) -> ModelFi
     functions: dict[str, Any] = {}
     inputs: Any = None
     made: nn.Module | ExportedProgram
-    if file.suffix == ".pt2":
+    graph = split_spec(str(path))
+    if graph is not None:
+        file = graph[0]
+        made, inputs = load_nir(file, **graph[1])
+    elif file.suffix == ".pt2":
         made = load_exported(file, name)
         inputs = call_inputs(made, made.example_inputs)
     else:

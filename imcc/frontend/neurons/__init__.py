@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +36,12 @@ class Exchanged:
 
     neurons: list[Neuron] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
+    _before: int = field(default_factory=lambda: _steps_computed())
 
     @property
     def steps(self) -> int:
-        """Time steps that all neurons computed so far."""
-        return sum(neuron.steps for neuron in self.neurons)
+        """Time steps that neurons computed since the exchange."""
+        return _steps_computed() - self._before
 
     @property
     def flattened_steps(self) -> int:
@@ -57,6 +59,8 @@ def exchanged_neurons(model: nn.Module) -> Iterator[Exchanged]:
     """
     exchanged = Exchanged()
     found, neurons = exchanged.warnings, exchanged.neurons
+    # What reads a network from another format says how it differs.
+    found.extend(getattr(model, "conversion_notes", ()))
     refused: list[Diagnostic] = []
     for name, module in model.named_modules():
         exchange = _exchange_of(module)
@@ -80,6 +84,12 @@ def exchanged_neurons(model: nn.Module) -> Iterator[Exchanged]:
             stack.callback(neuron.restore, neuron.saved())
         stack.enter_context(_overridden(model, {"forward": _from_reset(model, neurons)}))
         yield exchanged
+
+
+def _steps_computed() -> int:
+    # A model without spiking neurons has not loaded their ops.
+    ops = sys.modules.get("imcc.frontend.neurons.ops")
+    return 0 if ops is None else int(ops.steps_computed())
 
 
 def _exchange_of(module: nn.Module) -> Exchange | None:

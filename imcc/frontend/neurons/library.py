@@ -19,19 +19,12 @@ class Neuron:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module: Any = module
         self.name = name
-        self.steps = 0
-        """Time steps computed since the exchange."""
         self.flattened_steps: int | None = None
         """Time steps in the first axis of the input, for a layer that merges them with samples."""
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         """In place of the module's."""
         raise NotImplementedError
-
-    def saw(self, steps: Any) -> None:
-        """Count time steps; a symbolic number, while exporting, is not counted."""
-        if isinstance(steps, int):
-            self.steps += steps
 
     def overrides(self) -> dict[str, Any]:
         """Attributes to set on the object for the time of the exchange."""

@@ -96,8 +96,6 @@ class _Norse(Neuron):
         self.numbers |= {key: value for key, value in scalars.items() if value is not None}
 
     def forward(self, input_tensor: Tensor, state: Any = None) -> Any:
-        """As the library's."""
-        self.saw(input_tensor.shape[0] if self.sequence else 1)
         if self.recurrent:
             return self._recurrent(input_tensor, state)
         return self._run(input_tensor, state, self.sequence)

@@ -101,7 +101,6 @@ class _Sinabs(Neuron):
         return made.flatten(0, 1)
 
     def _core(self, x: Tensor) -> Tensor:
-        self.saw(x.shape[1])
         if self.recurrent:
             return self._recurrent(x)
         made, v, current = self._run(x.transpose(0, 1), True)

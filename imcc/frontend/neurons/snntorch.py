@@ -124,7 +124,6 @@ class _SnnTorch(Neuron):
 
     def forward(self, input_: Tensor, *given: Tensor | None, **named: Tensor | None) -> Any:
         module = self.module
-        self.saw(1)
         states = dict(zip(self.states, given, strict=False)) | named
         if module.init_hidden and any(state is not None for state in states.values()):
             raise TypeError("states are passed although init_hidden=True")

@@ -87,7 +87,6 @@ class _SpikingJelly(Neuron):
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         module = self.module
         many = module.step_mode == "m"
-        self.saw(x.shape[0] if many else 1)
         step = x[0] if many else x
         v = module.v
         start: Tensor | None = None
