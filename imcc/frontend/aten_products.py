@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from imcc.frontend import tables
 from imcc.frontend.aten_tensors import permuted, reshaped
 from imcc.frontend.convert import Argument, Const, Converter
+from imcc.frontend.patterns import mask_kind
 from imcc.frontend.rules import aten_rule
 from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import broadcast, tensor
@@ -218,22 +217,10 @@ def split_mask(c: Converter, given: Any) -> tuple[Value | None, bool]:
 
 
 def _constant_mask(c: Converter, given: Const) -> tuple[Value | None, bool]:
-    mask = given.tensor
-    if mask.is_meta:
-        return c.value(given), False
-    floating = mask.is_floating_point()
-    seen = mask == 0 if floating else mask
-    # Numbers this low leave nothing of a score; -inf in particular may stand in no constant.
-    hides = bool((seen | (mask <= torch.finfo(mask.dtype).min / 2)).all()) if floating else True
-    if not hides:
-        return c.value(given), False
-    if bool(seen.all()):
-        return None, False
-    length, keys = mask.shape[-2:] if mask.dim() > 1 else (0, 0)
-    causal = torch.ones(length, keys, dtype=torch.bool).tril()
-    if length == keys and length > 1 and bool((seen == causal).all()):
-        return None, True
-    if floating and bool(seen.any(-1).all() | torch.isneginf(mask[~seen]).all()):
-        # Where every query sees a key, the lowest number and a hidden key mean the same.
-        return c.value(Const(f"{given.name}.seen", seen.contiguous(), given.scope)), False
+    kind = mask_kind(given.tensor)
+    if kind in ("all", "causal"):
+        return None, kind == "causal"
+    if kind == "some" and given.tensor.is_floating_point():
+        seen = (given.tensor == 0).contiguous()
+        return c.value(Const(f"{given.name}.seen", seen, given.scope)), False
     return c.value(given), False

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from imcc.frontend import tables
 from imcc.frontend.batch import batch_layout
 from imcc.frontend.canonical import canonicalise
-from imcc.frontend.convert import Const, Converter
+from imcc.frontend.convert import Const, Converter, MaskParts
 from imcc.frontend.eager import (
     check_inputs,
     check_model,
@@ -128,12 +128,12 @@ def capture(
             program = program.run_decompositions({})
     found.extend([*exchanged.warnings, *_written_inputs(program)])
     try:
-        made, resources, constants = _convert(program, name, module, sizes.symbols(program))
+        made, resources, constants, masks = _convert(program, name, module, sizes.symbols(program))
     except DiagnosticError as wrong:
         # A size that could not be kept open may be what the refusal comes from.
         raise DiagnosticError([*wrong.diagnostics, *found]) from None
     made.sizes = {name: size for name, size in sizes.example.items() if name != BATCH}
-    canonicalise(made, resources)
+    canonicalise(made, resources, masks)
     found.extend(give_time_axis(made, resources))
     verify(made)
     fixed = {index: leaf for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
@@ -457,13 +457,14 @@ def _constants(program: ExportedProgram) -> dict[str, Const]:
                 place = tensor.data_ptr()
             key = (place, tensor.shape, tensor.stride(), tensor.dtype)
             scope = target.rpartition(".")[0]
-            made[item.arg.name] = held.setdefault(key, Const(target, tensor.detach(), scope))
+            const = Const(target, tensor.detach(), scope, trained=item.kind is InputKind.PARAMETER)
+            made[item.arg.name] = held.setdefault(key, const)
     return made
 
 
 def _convert(
     program: ExportedProgram, name: str, source: nn.Module | None, symbols: Mapping[str, str]
-) -> tuple[Module, ResourceStore, dict[int, Any]]:
+) -> tuple[Module, ResourceStore, dict[int, Any], dict[Value, MaskParts]]:
     module, function, resources = Module(_symbol(name)), Function("inference"), ResourceStore()
     module.add_function(function)
     converter = Converter(module, function, resources, all_rules(), symbols, HINTS)
@@ -498,7 +499,7 @@ def _convert(
             converter.values[node] = Const(f"table.{node.target}", tensor)
     _check_mutations(program, converter, source)
     converter.found.raise_errors()
-    return module, resources, _finish(program, converter)
+    return module, resources, _finish(program, converter), converter.masks
 
 
 def _check_mutations(

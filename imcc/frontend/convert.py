@@ -7,6 +7,7 @@ resource and not an op.
 
 from __future__ import annotations
 
+import math
 import operator
 import textwrap
 from collections.abc import Callable, Mapping
@@ -53,13 +54,15 @@ class Const:
     """A constant of the graph before it becomes a resource.
 
     ``scope`` is the module that owns it. ``transpose`` is the constant that this one is the
-    transpose of, if that is how it was made.
+    transpose of, if that is how it was made. ``trained`` marks parameters; tables may hold minus
+    infinity, which hides scores of attention.
     """
 
     name: str
     tensor: Tensor
     scope: str = ""
     transpose: Const | None = None
+    trained: bool = False
 
 
 Argument: TypeAlias = Value | Const | tables.Table | tables.Relations
@@ -127,7 +130,7 @@ class Converter:
             given = self.computed(given)
         if isinstance(given, Value):
             return given
-        return self.constant(given.name, given.tensor, given.scope)
+        return self.constant(given.name, given.tensor, given.scope, trained=given.trained)
 
     def computed(self, form: tables.Form) -> Value | Const:
         """A table of positions: a constant if its sizes are known, or else ops that compute it."""
@@ -145,7 +148,9 @@ class Converter:
         """As :meth:`value`, None for an absent argument."""
         return None if given is None else self.value(given)
 
-    def constant(self, name: str, tensor: Tensor, scope: str = "") -> Value:
+    def constant(
+        self, name: str, tensor: Tensor, scope: str = "", *, trained: bool = True
+    ) -> Value:
         """A constant, made once per tensor; raises for elements that are not finite."""
         # The tensor is kept beside its value: an id is only unique while its object lives.
         held = self._constants.get(id(tensor))
@@ -162,8 +167,10 @@ class Converter:
                 unique = f"{name}.{number}"
             resource = Resource(unique, kind)
         else:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise self._not_finite(name, tensor)
+            if tensor.is_floating_point():
+                finite = torch.isfinite(tensor)
+                if not bool((finite if trained else finite | torch.isneginf(tensor)).all()):
+                    raise self._not_finite(name, tensor)
             resource = self.resources.put(name, tensor)
         self.module.add_resource(resource)
         made = core.Constant.of(resource.name, resource.type, name, scope)
@@ -190,13 +197,14 @@ class Converter:
         return self._positions[size]
 
     def _number(self, value: float, element: str) -> Value:
-        if value != value or value in (float("inf"), float("-inf")):
+        if math.isnan(value) or value == math.inf:
             raise self.refuse(f"the number {value} stands in the model")
         key = (float(value), element)
         if key not in self._numbers:
             text = repr(float(value)).replace("+", "").replace("-", "minus_", 1)
             made = torch.tensor(value, dtype=TORCH_DTYPES[element])
-            self._numbers[key] = self.constant(f"number.{element}.{text}", made)
+            name = f"number.{element}.{text}"
+            self._numbers[key] = self.constant(name, made, trained=False)
         return self._numbers[key]
 
     def number_of(self, value: float, element: str) -> Value:

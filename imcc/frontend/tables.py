@@ -422,4 +422,19 @@ def _index(meta: Tensor, x: Any, indices: Sequence[Any]) -> Form | None:
         return _constant(meta, x.offset)
     if isinstance(x, Relations) and not x.rows:
         return Relations(tuple(meta.shape))
-    return None
+    if not isinstance(x, (Table, Relations)) or len(indices) != len(x.sizes):
+        return None
+    inner = [_row(item, meta.dim()) for item in indices]
+    negative = [row is not None and any(item < 0 for item in row) for row in inner]
+    if any(row is None for row in inner) or any(negative):
+        return None
+    held = [row for row in inner if row is not None]
+
+    def rows(row: Row) -> Row:
+        # A sum of positions at positions that are sums themselves is such a sum again.
+        made = [0] * meta.dim() + [row[-1]]
+        for factor, index in zip(row[:-1], held, strict=True):
+            made = [have + factor * item for have, item in zip(made, index, strict=True)]
+        return tuple(made)
+
+    return _moved(meta, x, rows)

@@ -7,11 +7,12 @@ from typing import ClassVar, TypeVar
 
 from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import tensor
-from imcc.ir.module import Module, Resource
+from imcc.ir.module import Module
 from imcc.ir.ops import Op, Value
 from imcc.ir.rewriting import Rewriter
-from imcc.ir.types import FLOATS, TensorType
+from imcc.ir.types import FLOATS
 from imcc.passes.infrastructure import Pass, PassContext, WithinTolerance
+from imcc.passes.infrastructure.scalars import scalar_constant
 
 AnyOp = TypeVar("AnyOp", bound=Op)
 _LOWEST = {"f64": -1.7976931348623157e308, "f32": -3.4028234663852886e38}
@@ -93,7 +94,7 @@ class _Rewrite:
         return self.emit(core.Compare(a=row, b=column, relation="less_equal")).y
 
     def both(self, left: Value, right: Value) -> Value:
-        no = self.constant("number.i1.false", 0.0, "i1")
+        no = self.constant(0.0, "i1")
         return self.where(left, right, no)
 
     def where(self, condition: Value, a: Value, b: Value) -> Value:
@@ -112,23 +113,10 @@ class _Rewrite:
         return self.emit(core.Reshape(x=x, shape=(*shape[:-2], 1, *shape[-2:]))).y
 
     def number(self, value: float) -> Value:
-        element = str(tensor(self.op.query).element)
-        return self.constant(f"number.{element}.{value!r}", value, element)
+        return self.constant(value, str(tensor(self.op.query).element))
 
-    def constant(self, name: str, value: float, element: str) -> Value:
-        name = name.replace("+", "").replace("-", "minus_")
-        kind = TensorType((), element)
-        resource = Resource(name, kind)
-        store = self.context.resources
-        if store is not None:
-            import torch
-
-            from imcc.ir.semantics.resources import TORCH_DTYPES
-
-            resource = store.put(name, torch.tensor(value).to(TORCH_DTYPES[element]))
-        if resource.name not in self.rewriter.module.resources:
-            self.rewriter.add_resource(resource)
-        return self.emit(core.Constant.of(resource.name, resource.type)).y
+    def constant(self, value: float, element: str) -> Value:
+        return self.emit(scalar_constant(self.rewriter, self.context.resources, value, element)).y
 
     def emit(self, op: AnyOp) -> AnyOp:
         self.new.append(op)
