@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from imcc.driver.outputs import NamedOutputs
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error, nearest
 from imcc.ir.module import Module
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Scalar = (bool, int, float, str, type(None))
 _LEAF = "*"
+_MARK = object()
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Signature:
     def to_json(self) -> dict[str, Any] | None:
         """Plain data, or None if a structure has types that only Python code knows."""
         shown = [
-            _encode(pytree.tree_unflatten([None] * spec.num_leaves, spec))
+            _encode(pytree.tree_unflatten([_MARK] * spec.num_leaves, spec))
             for spec in (self.inputs, self.outputs)
         ]
         plain = (*self.constants.values(), *self.fixed.values())
@@ -158,7 +160,7 @@ class Signature:
     def from_json(cls, data: Any, module: Module) -> Signature:
         """Read back what :meth:`to_json` gave; None means flat inputs and outputs.
 
-        Only tuples, lists and dicts are made: torch's own reader of structures imports the modules
+        Only tuples, lists, dicts and :class:`NamedOutputs` are made: torch's own reader of structures imports the modules
         that its input names, which nothing read from an artifact may do. Raises ``ARTIFACT``.
         """
         function = module.function("inference")
@@ -199,15 +201,19 @@ def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
 
 
 def _encode(made: Any) -> Any:
-    """``*`` for a leaf, ``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": [[key, ...]]}``."""
+    """``*`` for a leaf, ``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": [[key, ...]]}``.
+
+    Mappings of other types, such as the outputs of ``transformers``, are ``{"named": ...}``.
+    """
     if type(made) in (tuple, list):
         items = [_encode(item) for item in made]
         return None if None in items else {type(made).__name__: items}
-    if type(made) is dict:
+    if isinstance(made, dict):
         pairs = [[key, _encode(item)] for key, item in made.items()]
-        plain = all(type(key) in (str, int) and item is not None for key, item in pairs)
-        return {"dict": pairs} if plain else None
-    return _LEAF if made is None else None
+        names = (str, int) if type(made) is dict else (str,)
+        plain = all(type(key) in names and item is not None for key, item in pairs)
+        return {"dict" if type(made) is dict else "named": pairs} if plain else None
+    return _LEAF if made is _MARK else None
 
 
 def _decode(data: Any) -> Any:
@@ -221,6 +227,10 @@ def _decode(data: Any) -> Any:
         if not all(isinstance(key, (str, int)) for key, _ in items):
             raise ValueError("a key is neither text nor a number")
         return {key: _decode(item) for key, item in items}
+    if kind == "named" and isinstance(items, list):
+        if not all(isinstance(key, str) for key, _ in items):
+            raise ValueError("the name of an output is no text")
+        return NamedOutputs((key, _decode(item)) for key, item in items)
     raise ValueError(f"not a structure: {str(data)[:60]}")
 
 

@@ -13,7 +13,7 @@ from imcc.frontend.convert import Argument, Const, Converter
 from imcc.frontend.rules import aten_rule
 from imcc.ir.dialects import core
 from imcc.ir.dialects.core import tensor
-from imcc.ir.dims import Dim
+from imcc.ir.dims import Dim, quotient
 from imcc.ir.ops import Value
 
 
@@ -205,10 +205,11 @@ def _repeat(c: Converter, x: Argument, **_: Any) -> Value:
             before.append(1)
             copies.append(wanted)
             continue
-        if not isinstance(size, int) or not isinstance(wanted, int):
-            raise c.refuse("repeats an axis of symbolic size")
+        count = quotient(wanted, size)
+        if count is None:
+            raise c.refuse(f"repeats an axis of size {size} to {wanted}")
         before += [1, size]
-        copies += [wanted // size, size]
+        copies += [count, size]
     made = c.expand(reshaped(c, held, tuple(before)), tuple(copies))
     return reshaped(c, made, shape)
 

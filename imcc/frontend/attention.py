@@ -217,7 +217,10 @@ class _Build:
                         added.append(_behind_expansion(item))
                     continue
                 condition, low, inverted = choice.condition, number or 0.0, False
-            if square and not inverted and self.is_causal(condition):
+            known = self.kind(condition) if not inverted else "other"
+            if known == "all":
+                continue
+            if known == "causal" and square:
                 # A query sees itself, so that nothing is left of later keys.
                 causal = True
                 continue
@@ -246,16 +249,18 @@ class _Build:
                 whole = self.emit(core.Where(condition=whole, a=value, b=no)).y
         return causal, whole
 
-    def is_causal(self, condition: Value) -> bool:
-        """Whether a condition says that keys come no later than their query, and nothing else."""
+    def kind(self, condition: Value) -> str:
+        """What a condition lets through, as :func:`~imcc.frontend.patterns.mask_kind` says it."""
         held = condition
         while isinstance(held.owner, core.Expand) and held not in self.parts:
             held = held.owner.x
         parts = self.parts.get(held)
-        if parts is not None and parts.rest is None:
-            causal, rest = parts.relations.without_causal()
-            return causal and not rest.rows
-        return self.numbers.mask(held) == "causal"
+        if parts is None:
+            return self.numbers.mask(held)
+        causal, rest = parts.relations.without_causal()
+        if parts.rest is not None or rest.rows:
+            return "other"
+        return "causal" if causal else "all"
 
     def inverse(self, condition: Value) -> Value:
         no = self.number(0.0, "i1")

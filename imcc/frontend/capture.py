@@ -194,11 +194,11 @@ def _capture_exported(program: ExportedProgram, name: str) -> Captured:
             )
         )
     try:
-        made, resources, constants = _convert(program, name, None, symbols)
+        made, resources, constants, masks = _convert(program, name, None, symbols)
     except DiagnosticError as wrong:
         raise DiagnosticError([*wrong.diagnostics, *found]) from None
     made.sizes = example
-    canonicalise(made, resources)
+    canonicalise(made, resources, masks)
     verify(made)
     fixed = {
         position: item.arg.value

@@ -415,6 +415,9 @@ class Converter:
         args, kwargs = fx.node.map_arg(
             (node.args, dict(node.kwargs)), lambda item: held[item].tensor
         )
+        if base in ("view", "_unsafe_view"):
+            # A constant may lie otherwise in memory here than in the traced graph.
+            target = torch.ops.aten.reshape.default
         with torch.no_grad():
             made = target(*args, **kwargs)
         if first is None:

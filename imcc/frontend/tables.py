@@ -1,4 +1,4 @@
-"""Tables of positions: integer tensors that depend on no input, in closed form.
+"""Tables of positions: tensors of whole numbers that depend on no input, in closed form.
 
 Models build masks and position ids from ``arange``, comparisons and running sums. With sizes known
 they are constants. With a symbolic sequence length they are kept here as what they are: a
@@ -94,9 +94,7 @@ def evaluate(name: str, meta: Any, arguments: dict[str, Any]) -> Form | None:
     the names of the schema.
     """
     handler = _HANDLERS.get(name)
-    if handler is None or not isinstance(meta, Tensor):
-        return None
-    if meta.dtype.is_floating_point or meta.dtype.is_complex:
+    if handler is None or not isinstance(meta, Tensor) or meta.dtype.is_complex:
         return None
     made = handler(meta, **arguments)
     if isinstance(made, Table) and meta.dtype == torch.bool:
@@ -148,6 +146,8 @@ def _constant(meta: Tensor, value: Any) -> Form | None:
     sizes = tuple(meta.shape)
     if meta.dtype == torch.bool:
         return _truth(sizes, bool(value)) if isinstance(value, (bool, int)) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return Table(sizes, (0,) * len(sizes), value, meta.dtype) if _integers(value) else None
 
 
@@ -158,7 +158,7 @@ def _row(given: Any, rank: int) -> Row | None:
     """The row of a table or an integer, aligned to ``rank`` trailing axes."""
     if type(given) is int:
         return (*[0] * rank, given)
-    if isinstance(given, Table) and not given.dtype.is_floating_point:
+    if isinstance(given, Table):
         return (*[0] * (rank - len(given.sizes)), *given.coefficients, given.offset)
     return None
 

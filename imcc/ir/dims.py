@@ -49,6 +49,23 @@ def product(dims: Iterable[Dim]) -> Dim:
     return Monomial(coefficient, tuple(sorted(symbols)))
 
 
+def quotient(whole: Dim, part: Dim) -> Dim | None:
+    """``whole / part`` where it is a dimension again, else None."""
+    sizes = [
+        (dim, ()) if isinstance(dim, int) else (dim.coefficient, dim.symbols)
+        for dim in (whole, part)
+    ]
+    (number, held), (by, symbols) = sizes
+    rest = list(held)
+    for symbol in symbols:
+        if symbol not in rest:
+            return None
+        rest.remove(symbol)
+    if not by or number % by:
+        return None
+    return Monomial(number // by, tuple(rest)) if rest else number // by
+
+
 def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     """The integer value of a dimension with symbols bound by ``values``."""
     return dim if isinstance(dim, int) else dim.evaluate(values)

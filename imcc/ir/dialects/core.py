@@ -437,7 +437,7 @@ class Unary(Op, name="core.unary"):
 
     example = '%x: tensor<Bx4xf32> => %y = core.unary %x {function = "exp"} : tensor<Bx4xf32>'
 
-    x: Value = operand(TensorType, elements=FLOATS)
+    x: Value = operand(TensorType, elements=NUMBERS)
     function: Literal[
         "abs", "ceil", "cos", "erf", "exp", "floor", "log", "round", "rsqrt", "sign", "sin", "sqrt"
     ] = attribute(doc="round: ties to even")
@@ -446,6 +446,11 @@ class Unary(Op, name="core.unary"):
     def infer(self) -> Type:
         """The type of ``x``."""
         return tensor(self.x)
+
+    def verify(self) -> None:
+        """Of integers only the size and the sign are integers again."""
+        if tensor(self.x).element not in FLOATS and self.function not in ("abs", "sign"):
+            raise self.fail(f"{self.function} of {tensor(self.x).element}")
 
 
 class Cast(Op, name="core.cast"):
