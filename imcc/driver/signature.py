@@ -160,8 +160,9 @@ class Signature:
     def from_json(cls, data: Any, module: Module) -> Signature:
         """Read back what :meth:`to_json` gave; None means flat inputs and outputs.
 
-        Only tuples, lists, dicts and :class:`NamedOutputs` are made: torch's own reader of structures imports the modules
-        that its input names, which nothing read from an artifact may do. Raises ``ARTIFACT``.
+        Only tuples, lists, dicts and :class:`NamedOutputs` are made: torch's own reader of
+        structures imports the modules that its input names, which nothing read from an artifact may
+        do. Raises ``ARTIFACT``.
         """
         function = module.function("inference")
         taken = len(function.inputs)

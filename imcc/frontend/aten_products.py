@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from imcc.frontend import tables
@@ -12,7 +11,7 @@ from imcc.frontend.convert import Argument, Const, Converter
 from imcc.frontend.patterns import mask_kind
 from imcc.frontend.rules import aten_rule
 from imcc.ir.dialects import core, nn
-from imcc.ir.dialects.core import broadcast, tensor
+from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Value
 
@@ -153,9 +152,9 @@ def _attention(
         held = [_with_one_head(c, item) for item in held]
         if mask is not None and tensor(mask).rank > 2:
             mask = _with_one_head(c, mask)
-    lead = tensor(held[0]).shape[:-3]
-    for item in held[1:]:
-        lead = broadcast(_Operands(c), lead, tensor(item).shape[:-3])
+    # Leading axes broadcast; the exporter knows their sizes.
+    wide = c.shape()
+    lead = wide[: -2 if single else -3]
     held = [c.expand(item, (*lead, *tensor(item).shape[-3:])) for item in held]
     made = c.emit(
         nn.Attention(
@@ -168,17 +167,6 @@ def _attention(
         )
     ).y
     return reshaped(c, made, c.shape())
-
-
-@dataclass(frozen=True)
-class _Operands:
-    """Reports operands whose leading axes do not broadcast."""
-
-    converter: Converter
-
-    def fail(self, message: str) -> Exception:
-        """The refusal, at the user's line."""
-        return self.converter.refuse(message)
 
 
 def _with_one_head(c: Converter, x: Value) -> Value:

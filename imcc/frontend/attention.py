@@ -62,6 +62,7 @@ def recognise_attention(numbers: Numbers, masks: dict[Value, MaskParts]) -> Rewr
         made = _Build(op, found, normalise, rewriter, masks, numbers)
         reason = made.build()
         if reason is not None:
+            rewriter.discard(made.new)
             rewriter.refuse(op, reason)
             return False
         rewriter.replace(op, made.new, made.new[-1].result)
@@ -217,7 +218,7 @@ class _Build:
                         added.append(_behind_expansion(item))
                     continue
                 condition, low, inverted = choice.condition, number or 0.0, False
-            known = self.kind(condition) if not inverted else "other"
+            known = self.kind(condition, inverted=inverted)
             if known == "all":
                 continue
             if known == "causal" and square:
@@ -249,16 +250,19 @@ class _Build:
                 whole = self.emit(core.Where(condition=whole, a=value, b=no)).y
         return causal, whole
 
-    def kind(self, condition: Value) -> str:
+    def kind(self, condition: Value, *, inverted: bool) -> str:
         """What a condition lets through, as :func:`~imcc.frontend.patterns.mask_kind` says it."""
         held = condition
         while isinstance(held.owner, core.Expand) and held not in self.parts:
             held = held.owner.x
         parts = self.parts.get(held)
         if parts is None:
-            return self.numbers.mask(held)
-        causal, rest = parts.relations.without_causal()
-        if parts.rest is not None or rest.rows:
+            return self.numbers.mask(held, inverted=inverted)
+        relations = parts.relations.inverse() if inverted else parts.relations
+        if relations is None or parts.rest is not None:
+            return "other"
+        causal, rest = relations.without_causal()
+        if rest.rows:
             return "other"
         return "causal" if causal else "all"
 

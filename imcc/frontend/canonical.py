@@ -11,7 +11,7 @@ from typing import Any
 
 from imcc.frontend.attention import recognise_attention, repeated_heads
 from imcc.frontend.convert import MaskParts
-from imcc.frontend.patterns import Numbers, close, is_power, merged_leading
+from imcc.frontend.patterns import Numbers, close, is_power, merged_leading, splits, swapped
 from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Dim, Monomial, product
@@ -31,11 +31,12 @@ def canonicalise(module: Module, resources: ResourceStore, masks: dict[Value, Ma
     """
     rewriter = Rewriter(module, rule="capture")
     numbers = Numbers(resources)
-    structure = (product_of_merged, layer_of_merged, elementwise_of_merged)
+    structure = (product_of_merged, layer_of_merged, elementwise_of_merged, transpose_of_merged)
     tidy = (identity, reshape_of_reshape, permute_of_permute)
     norms = (_rms_norm(numbers), rms_norm_weight, _silu(), _gelu(numbers))
     apply_rules(module, (*structure, *tidy, *norms), rewriter)
-    apply_rules(module, (recognise_attention(numbers, masks), repeated_heads, *tidy), rewriter)
+    attention = (recognise_attention(numbers, masks), repeated_heads, transpose_of_merged)
+    apply_rules(module, (*attention, *tidy), rewriter)
     for function in module.functions.values():
         _batch_in_front(function, rewriter)
     apply_rules(module, tidy, rewriter)
@@ -208,11 +209,38 @@ def product_of_merged(op: Op, rewriter: Rewriter) -> bool:
     if left is None or right is None:
         return False
     (a, count), (b, other) = left, right
-    if count != other or tensor(a).shape[:count] != tensor(b).shape[:count]:
-        return False
+    leads = tensor(a).shape[:count], tensor(b).shape[:other]
+    new: list[Op] = []
+    if leads[0] != leads[1]:
+        # One of the two may split an axis further, as heads repeated for their groups do.
+        if splits(leads[1], leads[0]):
+            new.append(core.Reshape(x=b, shape=(*leads[0], *tensor(b).shape[-2:])))
+            b = new[0].result
+        elif splits(leads[0], leads[1]):
+            new.append(core.Reshape(x=a, shape=(*leads[1], *tensor(a).shape[-2:])))
+            a = new[0].result
+        else:
+            return False
     product_ = nn.Matmul(a=a, b=b)
     made = core.Reshape(x=product_.y, shape=tensor(op.y).shape)
-    rewriter.replace(op, [product_, made], made.y)
+    rewriter.replace(op, [*new, product_, made], made.y)
+    return True
+
+
+@rewrite_rule(core.Permute)
+def transpose_of_merged(op: Op, rewriter: Rewriter) -> bool:
+    """The transpose of matrices behind merged or split leading axes is one in front of them."""
+    if not isinstance(op, core.Permute) or not isinstance(op.x.owner, core.Reshape):
+        return False
+    rank, inner = len(op.axes), op.x.owner
+    before, after = tensor(inner.x).shape, tensor(op.x).shape
+    if rank < 3 or op.axes != (*range(rank - 2), rank - 1, rank - 2):
+        return False
+    if len(before) < 3 or before[-2:] != after[-2:]:
+        return False
+    turned = swapped(inner.x)
+    made = core.Reshape(x=turned.y, shape=tensor(op.y).shape)
+    rewriter.replace(op, [turned, made], made.y)
     return True
 
 

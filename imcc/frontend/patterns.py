@@ -31,14 +31,17 @@ class Numbers:
         held = self.resources.get(op.value)
         return float(held.reshape(-1)[0]) if held.numel() == 1 and not held.is_meta else None
 
-    def mask(self, value: Value) -> Literal["all", "causal", "some", "other"]:
+    def mask(
+        self, value: Value, *, inverted: bool = False
+    ) -> Literal["all", "causal", "some", "other"]:
         """What a constant mask lets through; "some" with the promise that no query sees nothing."""
         op = value.owner
         while isinstance(op, core.Expand | core.Reshape):
             op = op.x.owner
         if not isinstance(op, core.Constant) or op.value not in self.resources:
             return "other"
-        return mask_kind(self.resources.get(op.value))
+        held = self.resources.get(op.value)
+        return mask_kind(~held if inverted else held)
 
     def split(self, a: Value, b: Value) -> tuple[Value, float] | None:
         """The operand that is no number, and the number; None unless just one of them is."""
@@ -107,6 +110,19 @@ def merged_leading(value: Value, kept: int) -> tuple[Value, int] | None:
     if lead < 2 or len(after) - 1 < kept or before[lead:] != after[1:]:
         return None
     return (op.x, lead) if product(before[:lead]) == after[0] else None
+
+
+def splits(fine: tuple[Dim, ...], coarse: tuple[Dim, ...]) -> bool:
+    """Whether runs of neighbours in ``fine`` multiply to the sizes of ``coarse``, in order."""
+    place = 0
+    for size in coarse:
+        run: Dim = 1
+        while run != size:
+            if place == len(fine):
+                return False
+            run = product([run, fine[place]])
+            place += 1
+    return place == len(fine)
 
 
 def same_or_one(shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> bool:

@@ -53,6 +53,15 @@ class Relations:
             made = made & (_sum(row, self.sizes) >= 0)
         return made
 
+    def inverse(self) -> Relations | None:
+        """Where the relations do not hold, if that is again a form."""
+        if not self.rows:
+            return Relations(self.sizes, ((*[0] * len(self.sizes), -1),))
+        if len(self.rows) > 1:
+            return None
+        (row,) = self.rows
+        return Relations(self.sizes, ((*[-item for item in row[:-1]], -row[-1] - 1),))
+
     def without_causal(self) -> tuple[bool, Relations]:
         """Whether a row says "column at most line" over the last two axes, and the other rows."""
         rank = len(self.sizes)
@@ -277,6 +286,11 @@ def _and(meta: Tensor, x: Any, other: Any) -> Form | None:
         lead = (0,) * (meta.dim() - len(item.sizes))
         rows.update(dict.fromkeys((*lead, *row) for row in item.rows))
     return Relations(tuple(meta.shape), tuple(rows))
+
+
+@_handles("bitwise_not", "logical_not")
+def _not(meta: Tensor, x: Any) -> Form | None:
+    return x.inverse() if isinstance(x, Relations) else None
 
 
 # -- structure ------------------------------------------------------------------------------------

@@ -248,6 +248,12 @@ class Rewriter:
         """Name the file that holds the resources' bytes."""
         self.module.resource_file = name
 
+    def discard(self, ops: Iterable[Op]) -> None:
+        """Drop the uses of detached ops that were built and are not inserted after all."""
+        for op in ops:
+            for value in op.operands:
+                value.users.pop(op, None)
+
     def refuse(self, op: Op, reason: str) -> None:
         """Record that the rule at work matched ``op`` but was refused, and why."""
         self.journal.refusals.append((self.rule, print_op(op), reason))

@@ -125,7 +125,7 @@ FUNCTIONS = {
     "minus": (lambda x: -x, ["core.constant", "core.multiply"]),
     "view with batch": (lambda x: x.view(x.shape[0], -1), ["core.reshape"]),
     "merge batch": (lambda x: x.reshape(-1, x.shape[-1]), ["core.reshape"]),
-    "squeeze": (lambda x: x.unsqueeze(1).squeeze(1), ["core.reshape", "core.reshape"]),
+    "squeeze": (lambda x: x.unsqueeze(1).squeeze(1), []),
     "permute": (lambda x: x.permute(0, 2, 1), ["core.permute"]),
     "transpose": (lambda x: x.transpose(-1, -2), ["core.permute"]),
     "slice": (lambda x: x[:, 1:-1, ::2], ["core.slice", "core.slice"]),
