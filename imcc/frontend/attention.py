@@ -79,7 +79,8 @@ def _scores(value: Value, numbers: Numbers, *, softmax: bool) -> _Scores | str:
         if op is None or not single_use(op):
             return "the scores are used elsewhere"
         if isinstance(op, nn.Matmul):
-            return _Scores(op.a, op.b, scale, factors, masks)
+            query, number = _unscaled(op.a, numbers)
+            return _Scores(query, op.b, scale * number, factors, masks)
         if isinstance(op, core.Multiply | core.Divide):
             split = numbers.split(op.a, op.b)
             if split is not None and split[1] and (split[0] is op.a or op.name != "core.divide"):
@@ -111,6 +112,13 @@ def _scores(value: Value, numbers: Numbers, *, softmax: bool) -> _Scores | str:
                 return "scores are chosen between two tensors"
         else:
             return f"{op.name} stands between the product and the softmax"
+
+
+def _unscaled(x: Value, numbers: Numbers) -> tuple[Value, float]:
+    """``x`` in front of its multiplication with a number, and the number."""
+    op = x.owner
+    split = numbers.split(op.a, op.b) if isinstance(op, core.Multiply) else None
+    return split if split is not None and tensor(split[0]).shape == tensor(x).shape else (x, 1.0)
 
 
 def _sides(a: Value, b: Value) -> tuple[Value, Value] | None:

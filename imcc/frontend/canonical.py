@@ -35,6 +35,8 @@ def canonicalise(module: Module, resources: ResourceStore, masks: dict[Value, Ma
     tidy = (identity, reshape_of_reshape, permute_of_permute)
     norms = (_rms_norm(numbers), rms_norm_weight, _silu(), _gelu(numbers))
     apply_rules(module, (*structure, *tidy, *norms), rewriter)
+    # What the rules above left without a reader would count as one of the scores.
+    DeadCode().run(module, PassContext(resources=resources))
     attention = (recognise_attention(numbers, masks), repeated_heads, transpose_of_merged)
     apply_rules(module, (*attention, *tidy), rewriter)
     for function in module.functions.values():
@@ -257,7 +259,8 @@ def elementwise_of_merged(op: Op, rewriter: Rewriter) -> bool:
     whole = [item for item in found if item is not None]
     if not whole or len({(tensor(x).shape[:n], n) for x, n in whole}) > 1:
         return False
-    if not any(_from_product(x) for x, _ in whole):
+    feeds = any(isinstance(user, nn.Matmul) for user in op.result.users)
+    if not feeds and not any(_from_product(x) for x, _ in whole):
         return False
     given: dict[str, Value] = {}
     for (declared, value), item in zip(op.named_operands(), found, strict=True):
