@@ -16,7 +16,7 @@ from imcc.driver.compiled import CompiledModel
 from imcc.driver.data import CallInputs, as_inputs, calibration_batches, evaluation_set
 from imcc.driver.options import CompileOptions
 from imcc.driver.phase_folder import Dump
-from imcc.driver.signature import Signature, input_names
+from imcc.driver.signature import Signature, in_order, input_names
 from imcc.driver.stages import Start, finish, start_of
 from imcc.driver.test_set import MetricTestSet, TestSet
 from imcc.frontend.capture import capture, capture_exported
@@ -55,6 +55,7 @@ def compile(
     dump_phases: str | Path | None = None,
     start: str | None = None,
     check: bool = False,
+    dynamic: bool = True,
     progress: Progress = no_progress,
 ) -> CompiledModel:
     """Compile a PyTorch model for a target.
@@ -64,7 +65,8 @@ def compile(
     exported program needs none. ``calibration`` is a list of such inputs from the training set
     (see :func:`imcc.driver.data.calibration_batches`). ``evaluation`` is ``(inputs, targets)``;
     with ``metric(outputs, targets)`` the report gets an accuracy section, with ``trials`` noisy
-    trials. :class:`CompileOptions` explains ``to``, ``dump_phases``, ``start`` and ``check``.
+    trials. :class:`CompileOptions` explains ``to``, ``dump_phases``, ``start``, ``check``
+    and ``dynamic``.
     Raises :class:`DiagnosticError` for whatever is wrong with the model, the data, the target or
     the passes.
     """
@@ -83,6 +85,7 @@ def compile(
         Path(dump_phases) if dump_phases is not None else None,
         start,
         check,
+        dynamic=dynamic,
     )
     return _compile(
         held,
@@ -220,7 +223,14 @@ def _start(
     if dump is not None and dump.captured().module.phase == "captured":
         return start_of(dump, name, file)
     if isinstance(model, nn.Module):
-        captured = capture(model, example_inputs, name=_identifier(name))
+        example_inputs = in_order(model, example_inputs)
+        captured = capture(
+            model,
+            example_inputs,
+            name=_identifier(name),
+            dynamic_batch=options.dynamic,
+            dynamic_sequence=options.dynamic,
+        )
         names = captured.input_names or input_names(model, len(example_inputs))
     else:
         captured = capture_exported(model, name=_identifier(name))

@@ -19,7 +19,8 @@ class CompileOptions:
 
     ``to`` is the phase to stop after, ``dump_phases`` a folder for the program at the end of each
     phase, ``start`` the phase to resume from, whose dump lies in that folder. ``check`` measures
-    what each approximate pass costs in accuracy. ``instruments`` watch the passes.
+    what each approximate pass costs in accuracy. ``instruments`` watch the passes. ``dynamic``
+    leaves the sizes of batch and sequence open where the model does.
     """
 
     target: str = "rram"
@@ -35,3 +36,4 @@ class CompileOptions:
     check: bool = False
     instruments: tuple[Instrument, ...] = ()
     timing: Timing | None = None
+    dynamic: bool = True

@@ -190,6 +190,20 @@ class Signature:
         return cls(inputs, outputs, constants, names, fixed)
 
 
+def in_order(
+    model: nn.Module, given: tuple[Any, ...] | Mapping[str, Any]
+) -> tuple[Any, ...] | Mapping[str, Any]:
+    """Keyword inputs in the order of ``forward``'s parameters, which calls by position follow."""
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        known = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return given
+    names = sorted(given, key=lambda name: known.index(name) if name in known else len(known))
+    return {name: given[name] for name in names}
+
+
 def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """The parameters of ``forward`` that ``count`` inputs by position fill; () for ``*inputs``."""
     forward: Callable[..., Any] = model.forward

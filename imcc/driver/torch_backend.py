@@ -407,6 +407,8 @@ class _Graph:
                 calibrate_on_example=options.calibrate_on_example,
                 seed=options.seed,
                 name=options.name,
+                # Of a graph without symbols torch makes another one for other sizes anyway.
+                dynamic=any(item.size is not None for item in self.taken),
                 progress=options.progress,
             )
         made.noisy, made.trial = options.noisy, options.trial

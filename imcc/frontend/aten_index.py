@@ -46,13 +46,30 @@ def _index(c: Converter, x: Argument, indices: Sequence[Any]) -> Value:
                 reason="how many elements are chosen depends on their values",
                 help="multiply by the mask, or use torch.where",
             )
+    held, given, used = _without_ones(c, held, given, used)
     if len(used) > 1:
         counted = _counted(c, held, given, used)
         if counted is not None:
             return counted
         return _flattened(c, held, given, used)
     (axis,) = used
-    return c.emit(core.Gather(x=held, index=c.value(given[axis]), axis=axis)).y
+    made = c.emit(core.Gather(x=held, index=c.value(given[axis]), axis=axis)).y
+    return made if tensor(made).shape == c.shape() else c.expand(made, c.shape())
+
+
+def _without_ones(
+    c: Converter, x: Value, given: list[Any], used: list[int]
+) -> tuple[Value, list[Any], list[int]]:
+    """Adjacent indexed axes without those of size 1: whatever their index is, it is 0."""
+    shape = tensor(x).shape
+    if len(used) < 2 or used != list(range(used[0], used[-1] + 1)):
+        return x, given, used
+    kept = [axis for axis in used if shape[axis] != 1] or used[:1]
+    left = [axis for axis in range(len(shape)) if axis in kept or axis not in used]
+    if len(left) == len(shape):
+        return x, given, used
+    narrow = reshaped(c, x, tuple(shape[axis] for axis in left))
+    return narrow, [given[axis] for axis in left], [left.index(axis) for axis in kept]
 
 
 def _element(index: Any) -> str:

@@ -32,6 +32,7 @@ from imcc.frontend.eager import (
     left_as_it_was,
     place_of_assignment,
     place_of_fixed_batch,
+    place_of_forward,
     run_eagerly,
     unwrap,
 )
@@ -130,8 +131,11 @@ def capture(
     try:
         made, resources, constants, masks = _convert(program, name, module, sizes.symbols(program))
     except DiagnosticError as wrong:
+        # What the exporter put in has no line of its own.
+        whole = place_of_forward(module)
+        placed = [item if item.model else item.at(model=whole) for item in wrong.diagnostics]
         # A size that could not be kept open may be what the refusal comes from.
-        raise DiagnosticError([*wrong.diagnostics, *found]) from None
+        raise DiagnosticError([*placed, *found]) from None
     made.sizes = {name: size for name, size in sizes.example.items() if name != BATCH}
     canonicalise(made, resources, masks)
     found.extend(give_time_axis(made, resources))
@@ -308,9 +312,13 @@ def _without_cache(module: nn.Module, found: list[Diagnostic]) -> Iterator[None]
 def _quiet_exporter() -> Iterator[None]:
     # The exporter warns about its own use of deprecated interfaces, and logs and prints whole
     # graphs for what becomes a diagnostic here. What the model prints is shown by the eager run.
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [
+        logging.getLogger("torch.fx.experimental.symbolic_shapes"),
+        logging.getLogger("torch._subclasses.fake_tensor"),
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -318,7 +326,8 @@ def _quiet_exporter() -> Iterator[None]:
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
                 yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # -- export ---------------------------------------------------------------------------------------
@@ -557,9 +566,11 @@ def _finish(program: ExportedProgram, converter: Converter) -> dict[int, Any]:
         if isinstance(item, torch.fx.Node):
             held = converter.values[item]
             if not isinstance(held, (Value, Const, tables.Table, tables.Relations)):
-                raise converter.refuse(
-                    f"output {index} is a size or a list of results, not a tensor",
-                    help="return tensors only",
+                raise error(
+                    codes.UNSUPPORTED_FORM,
+                    f"the model returns a size as output {index}, not a tensor",
+                    model=place_of_trace(item.meta.get("stack_trace")),
+                    help="leave it out: the shape of the tensors beside it holds it",
                 )
             results.append(converter.value(held))
         else:

@@ -294,7 +294,7 @@ class Converter:
         """Convert one ``call_function`` node; errors are gathered in ``found``."""
         self.node = node
         self.scope = _scope(node)
-        self.loc = place_of_trace(node.meta.get("stack_trace"))
+        self.loc = _place(node)
         meta = node.meta.get("val")
         if isinstance(meta, (torch.SymInt, int)):
             # Arithmetic on sizes: the exporter knows the expression; refused only where used.
@@ -506,6 +506,16 @@ def target_name(node: fx.Node) -> str:
         name = str(target)
         return name.removesuffix(".default")
     return getattr(target, "__name__", str(target))
+
+
+def _place(node: fx.Node) -> tuple[Location, ...]:
+    """The user's line; of a node that the exporter put in (a cast of autocast), its user's."""
+    for _ in range(4):
+        trace = node.meta.get("stack_trace")
+        if trace or not node.users:
+            return place_of_trace(trace)
+        node = next(iter(node.users))
+    return ()
 
 
 def _scope(node: fx.Node) -> str:

@@ -230,6 +230,32 @@ REFUSED = {
         "cannot capture",
         "no .numpy()",
     ),
+    "autocast": (
+        """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(4, 4)
+            def forward(self, x):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    return self.fc(x)
+        """,
+        "torch.randn(2, 4)",
+        "def forward",
+        "converts f32 to bf16",
+        "one floating-point type",
+    ),
+    "a size": (
+        """
+        class Net(nn.Module):
+            def forward(self, x):
+                return x * 2, x.shape[0]
+        """,
+        "torch.randn(2, 4)",
+        "def forward",
+        "returns a size as output 1",
+        "leave it out",
+    ),
     "no tensor": (
         """
         class Net(nn.Module):
@@ -353,7 +379,7 @@ def test_refusals(name, load):
     with pytest.raises(DiagnosticError) as caught:
         capture(file.module, file.example_inputs)
     (item,) = caught.value.diagnostics
-    assert item.code in (codes.CAPTURE, codes.UNSUPPORTED_OP)
+    assert item.code in (codes.CAPTURE, codes.UNSUPPORTED_OP, codes.UNSUPPORTED_FORM)
     assert message in item.message, item.render()
     assert help_text in item.help, item.render()
     if marker is None:
@@ -532,6 +558,37 @@ def test_arguments_that_are_no_tensors_are_fixed(load):
             signature.flatten(wrong)
     again = Signature.from_json(signature.to_json(), made.module)
     assert again == signature
+
+
+def test_keyword_inputs_are_called_by_position_as_forward_has_them(load):
+    file = load(
+        """
+        class Net(nn.Module):
+            def forward(self, x, *, gate, flag=True):
+                return x * 2 + gate if flag else x
+        """,
+        "{'gate': torch.randn(2, 4), 'x': torch.randn(2, 4), 'flag': True}",
+    )
+    compiled = imcc.compile(file.module, file.example_inputs, target="reference")
+    x, gate = torch.randn(3, 4), torch.randn(3, 4)
+    for made in (compiled(x, gate=gate), compiled(gate=gate, x=x), compiled(x=x, gate=gate)):
+        assert torch.equal(made, 2 * x + gate)
+    with pytest.raises(DiagnosticError, match="compiled for True"):
+        compiled(x, gate=gate, flag=False)
+
+
+@pytest.mark.parametrize("given", [torch.relu, lambda x: torch.relu(x), nn.ReLU().forward])
+def test_functions_are_models(given):
+    x = torch.randn(3, 4)
+    compiled = imcc.compile(given, x[:1], target="reference")
+    assert torch.equal(compiled(x), torch.relu(x))
+
+
+def test_what_is_no_model():
+    for given, words in ((nn.ReLU, "the class ReLU"), ([nn.ReLU()], "list")):
+        with pytest.raises(DiagnosticError, match=words) as caught:
+            imcc.compile(given, torch.zeros(1, 4), target="reference")
+        assert caught.value.diagnostics[0].help
 
 
 def test_dataclass_outputs_come_back(load):
