@@ -15,7 +15,6 @@ from imcc.driver.compiled import CompiledModel
 from imcc.report.costs import OpEntry, op_entries
 
 NS_PER_US = 1000.0
-ELSEWHERE = "not on tiles"
 
 
 def trace_events(compiled: CompiledModel) -> dict[str, Any]:
@@ -66,11 +65,13 @@ def tracks(
     backend = find_backend(compiled.target.backend)
     placement = backend.placement(compiled.module, function, compiled.target)
     places: dict[str, tuple[int, str]] = {}
+    elsewhere = "ops"
     if placement is not None:
         inner = 1
         for _, count in placement.levels:
             inner *= count
         group = placement.levels[0][0] if placement.levels else placement.unit
+        elsewhere = f"not on {group}s"
         for item in placement.matrices:
             low, high = item.first // inner, (item.first + item.count - 1) // inner
             shown = f"{group} {low}" if low == high else f"{group} {low} to {high}"
@@ -80,7 +81,7 @@ def tracks(
     for entry in filter(_timed, entries):
         values = (*entry.op.operands, *entry.op.results)
         at = (places.get(states.get(value, value.name)) for value in values)
-        key = next((place for place in at if place is not None), (-1, ELSEWHERE))
+        key = next((place for place in at if place is not None), (-1, elsewhere))
         lanes = found.setdefault(key, [])
         for lane in lanes:
             if _end(lane[-1]) <= _start(entry):

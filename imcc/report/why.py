@@ -137,7 +137,7 @@ class _Asked:
         if self.kind == "area_um2":
             return self._made(
                 value,
-                "sum over components: instances on the tiles in use x area of one",
+                "sum over components: instances in use x area of one",
                 (self._area(name, held.get("instances")) for name, held in components.items()),
             )
         terms = [
@@ -173,7 +173,7 @@ class _Asked:
         if self.kind == "area_um2":
             return self._made(
                 layer[self.kind],
-                "sum over components: instances on the tiles of this layer x area of one" + apart,
+                "sum over components: instances that are this layer's alone x area of one" + apart,
                 (self._area(item, count) for item, count in (layer.get("instances") or {}).items()),
             )
         how = "sum over events: count x energy of one event" + apart
@@ -202,7 +202,7 @@ class _Asked:
             )
         if self.kind == "area_um2":
             made = self._area(name, held.get("instances"))
-            return self._made(made.value, "instances on the tiles in use x area of one", (made,))
+            return self._made(made.value, "instances in use x area of one", (made,))
         terms = [
             Reason(f"{layer['name']}: {term.name}", term.value, "pJ", "", term.count, term.figure)
             for layer in self.point["layers"]
@@ -236,7 +236,7 @@ class _Asked:
     def _area(self, name: str, count: float | None) -> Reason:
         figure = figure_of(self.point, name, "area")
         if figure is None or count is None:
-            why = "no figure for it" if figure is None else "belongs to no tile"
+            why = "no figure for it" if figure is None else "no instances of its own"
             return Reason(name, None, "um2", why, count, figure)
         return Reason(name, count * figure["value"], "um2", "", count, figure)
 
