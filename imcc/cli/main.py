@@ -304,6 +304,20 @@ def report_command(
     report(artifact, by, why, entry, trace, force, as_json)
 
 
+@cli.command("compare")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@_json_option
+def compare_command(first: Path, second: Path, as_json: bool) -> None:
+    """Show two compiled artifacts side by side: totals, accuracy, layers.
+
+    Ratios are second over first. Compile one model for two targets, or before and after a change.
+    """
+    from imcc.cli.view import compare
+
+    compare(first, second, as_json)
+
+
 @cli.command("view")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(

@@ -1,4 +1,4 @@
-"""``imcc report`` and ``imcc view``: an artifact as tables, as a trace file, as a page."""
+"""``imcc report``, ``compare`` and ``view``: artifacts as tables, a trace file, a page."""
 
 from __future__ import annotations
 
@@ -79,6 +79,18 @@ def view(artifact: Path, output: Path | None, show: bool, force: bool) -> None:
 def _read(path: Path) -> CompiledModel:
     """An artifact, or the dump of a phase compiled to the end."""
     return resume(path) if path.suffix == ".imc" else load(path)
+
+
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Print two artifacts side by side."""
+    from imcc.report.compare import compare as compare_reports
+    from imcc.report.compare import print_compare
+
+    made = compare_reports(_read(first).report(), _read(second).report())
+    if as_json:
+        _print_json(made)
+    else:
+        print_compare(made, sys.stdout)
 
 
 def _print_cut(made: CompiledModel, by: str, entry: str, as_json: bool) -> None:

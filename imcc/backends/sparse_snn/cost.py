@@ -131,6 +131,11 @@ def _avg_pool(op: nn.AvgPool, target: SparseTarget, activity: str) -> OpCost:
     return _neurons(elements(op.y) * (math.prod(op.kernel) - 1), elements(op.y))
 
 
+@COST.register(nn.Sum, backend="sparse_snn")
+def _sum(op: nn.Sum, target: SparseTarget, activity: str) -> OpCost:
+    return _neurons(elements(op.x), 0)
+
+
 @COST.register(nn.AdaptiveAvgPool, nn.Mean, backend="sparse_snn")
 def _mean(op: nn.AdaptiveAvgPool | nn.Mean, target: SparseTarget, activity: str) -> OpCost:
     return _neurons(elements(op.x), elements(op.result))

@@ -34,6 +34,7 @@ NEURON_OPS: tuple[str | type[Op], ...] = (
     nn.AvgPool,
     nn.AdaptiveAvgPool,
     nn.Mean,
+    nn.Sum,
     snn.LeakyIntegrator,
     snn.LeakyIntegrateAndFire,
 )
@@ -74,7 +75,7 @@ def _not_spiking(op: Op, target: SparseTarget) -> str | None:
     )
 
 
-@LEGAL.register("nn.matmul", backend="sparse_snn")
+@LEGAL.register(nn.Matmul, nn.Attention, backend="sparse_snn")
 def _two_run_time_operands(op: Op, target: SparseTarget) -> str | None:
     return (
         "both operands are computed at run time: fibers of the second run along columns, and the "
