@@ -21,7 +21,7 @@ SAID = {
     "add-an-op": ["magnitudes up to this become 0", "write"],
     "add-a-pass": ["largest value that is kept", "{minimum = 0.0, maximum = 4.0"],
     "add-a-noise-model": ["sigma_log = 0.1"],
-    "add-a-target": ["fine_adc   [crossbar] rram with 64 rows", "rows = 64"],
+    "add-a-target": ["[crossbar] rram with 64 rows and 9-bit", "rows = 64"],
     "add-a-backend": ["count = 64", "on lanes64 (target", "64 lanes"],
 }
 
