@@ -88,7 +88,16 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
 
 
-_PATH = click.Path(path_type=Path)
+class _FilePath(click.Path):
+    """A path that can name a file; what the file system says of it is for the command to see."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value) or "\0" in str(value):
+            self.fail(f"{str(value)!r} names no file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _FilePath(path_type=Path)
 
 
 def _pass_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,10 +168,10 @@ def compile_command(model: str, **given: Any) -> None:
 @click.option("--target", default="reference", show_default=True, help="A preset or a TOML file.")
 @_set_option
 @click.option("--passes", help="Pipeline in place of the target's own.")
-@click.option("--perplexity", "text", type=click.Path(path_type=Path), help="Text file to score.")
+@click.option("--perplexity", "text", type=_PATH, help="Text file to score.")
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="tokenizer.json, if the model file has no tokenizer().",
 )
 @click.option(
@@ -319,10 +328,8 @@ def compare_command(first: Path, second: Path, as_json: bool) -> None:
 
 
 @cli.command("view")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.  [ARTIFACT.html]"
-)
+@click.argument("artifact", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="HTML file to write.  [ARTIFACT.html]")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def view_command(artifact: Path, output: Path | None, show: bool, force: bool) -> None:
@@ -529,18 +536,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _ReaderLeftError:
         drop_stdout()
         return 0
-    except Exception as unforeseen:
-        if show_traceback:
-            raise
+    except OSError as wrong:
+        # A name that is too long, a folder that may not be looked into: no defect of imcc.
+        if wrong.filename is None:
+            return _internal(wrong, show_traceback)
         shown = Diagnostic(
-            codes.INTERNAL,
-            f"{type(unforeseen).__name__}: {unforeseen}",
-            help="\n".join(
-                [
-                    "run again as `imcc --traceback ...` and report what it prints",
-                    *getattr(unforeseen, "__notes__", ()),
-                ]
-            ),
+            codes.USAGE,
+            f"cannot use {wrong.filename}: {wrong.strerror}",
+            help="give another path, or make this one accessible",
         )
         click.echo(shown.render(), err=True)
-        return EXIT_INTERNAL
+        return EXIT_DIAGNOSTICS
+    except Exception as unforeseen:
+        return _internal(unforeseen, show_traceback)
+
+
+def _internal(unforeseen: Exception, show_traceback: bool) -> int:
+    """Say what went wrong inside imcc; returns the exit code."""
+    if show_traceback:
+        raise unforeseen
+    shown = Diagnostic(
+        codes.INTERNAL,
+        f"{type(unforeseen).__name__}: {unforeseen}",
+        help="\n".join(
+            [
+                "run again as `imcc --traceback ...` and report what it prints",
+                *getattr(unforeseen, "__notes__", ()),
+            ]
+        ),
+    )
+    click.echo(shown.render(), err=True)
+    return EXIT_INTERNAL

@@ -3,8 +3,10 @@
 Damage to artifacts is in ``test_artifact.py``; here every command meets what it must refuse.
 """
 
+import errno
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -257,6 +259,13 @@ def test_ten_megabytes_of_text(here, capsys):
         (["report", "m.imc"], 1, "IMC801", "--target"),
         (["report", "/dev/null"], 1, "IMC601", "no artifact"),
         (["compile", "/dev/null"], 1, "IMC30", ""),
+        (["compile", "x" * 300], 1, "IMC801", "too long"),
+        (["compile", "model.py", "-o", "x" * 300], 1, "IMC801", "too long"),
+        (["compile", "a\0b"], 1, "IMC30", ""),
+        (["compile", "model.py", "--target", "a\0b"], 1, "IMC", ""),
+        (["opt", "m.imc", "--target", "x" * 300], 1, "IMC", ""),
+        (["view", ""], 2, "IMC801", "names no file"),
+        (["report", "a\0b"], 2, "IMC801", "names no file"),
     ],
 )
 def test_command_line(arguments, status, code, words, here, capsys):
@@ -480,6 +489,29 @@ def test_closed_streams(here):
         )
         assert made.returncode == status, made.stderr
         assert "IMC901" not in made.stderr and "Traceback" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["opt secret/m.imc", "report secret/a", "compile secret/model.py", "targets secret/a.toml",
+     "report secret/a.zip", "run secret/a --data secret/x.npz -o y.npz", "view secret/a",
+     "compile model.py -o secret/out", "run a --model secret/model.py"],
+)  # fmt: skip
+def test_folder_that_may_not_be_looked_into(command, here, capsys, monkeypatch):
+    (here / "model.py").write_text(MODEL)
+    look = pathlib.Path.stat
+
+    def stat(path, **options):
+        # The superuser may look everywhere, so the refusal is made here.
+        if "secret" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    assert main(command.split()) == 1
+    shown = capsys.readouterr()
+    assert "error[IMC" in shown.err and "IMC901" not in shown.err, shown.err
+    assert shown.out == ""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc takes no folders")
