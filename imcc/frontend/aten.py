@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from imcc.frontend import aten_elementwise, aten_index, aten_layers, aten_products, aten_tensors
+from imcc.frontend import (
+    aten_elementwise,
+    aten_index,
+    aten_layers,
+    aten_products,
+    aten_tensors,
+    aten_writes,
+)
 from imcc.frontend.rules import HINTS, RULES
 
 __all__ = [
@@ -13,4 +20,5 @@ __all__ = [
     "aten_layers",
     "aten_products",
     "aten_tensors",
+    "aten_writes",
 ]

@@ -423,3 +423,23 @@ def test_changed_buffers(network):
 def test_inputs_that_are_not_tensors():
     refused(lambda: capture(nn.Identity(), (3,)), codes.CAPTURE)
     refused(lambda: capture(nn.Identity(), ()), codes.CAPTURE)
+
+
+WRITES = {
+    "a column": "y = x * 1\ny[:, 0] = 0\nreturn y",
+    "a range": "y = x * 1\ny[:, 1:3] = x[:, :2] * 2\nreturn y",
+    "added to a range": "y = x * 1\ny[:, 2:] += 1\ny[:, -1] *= 3\nreturn y",
+    "all of it": "y = x * 1\ny[:] = x + 1\nreturn y",
+    "by a mask": "y = x * 1\ny[y < 0] = 0\nreturn y",
+    "a fresh tensor": "y = torch.zeros_like(x)\ny[:, 1] = x[:, 0]\nreturn y",
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_into_parts(name, network):
+    file = network(WRITES[name])
+    made = captured(file)
+    x = torch.randn(3, 4)
+    (got,) = evaluate_function(made.module.function(), [x], resources=made.resources).outputs
+    assert torch.equal(got, file.module(x))
+    assert not any("batch" in item.message for item in made.warnings)
