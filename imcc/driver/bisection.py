@@ -99,7 +99,8 @@ class Bisection:
     def _window(self) -> str:
         lines: list[str] = []
         for change in self.touched[:SHOWN_CHANGES]:
-            lines.append(f"{change.rule}: {change.kind} in @{change.function}")
+            where = f" in @{change.function}" if change.function else ""
+            lines.append(f"{change.rule}: {change.kind}{where}")
             lines.extend(f"- {text[:160]}" for text in change.before)
             lines.extend(f"+ {text[:160]}" for text in change.after)
         left = len(self.touched) - SHOWN_CHANGES
