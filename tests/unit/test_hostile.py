@@ -227,6 +227,28 @@ def test_ten_megabytes_of_text(here, capsys):
     refused(here, capsys, ["opt", "quote.imc"], 1, "IMC101")
 
 
+def test_a_size_that_no_input_has(here, capsys):
+    import numpy as np
+
+    from imcc.ir import parse_module
+    from imcc.ir.diagnostics import DiagnosticError
+    from imcc.ir.semantics.interpreter import evaluate_function
+    from imcc.ir.semantics.resources import ResourceStore
+
+    text = PROGRAM.replace("Bx4", "4").replace(
+        RELU.replace("Bx4", "4"),
+        "    %i = core.iota {size = S} : tensor<Sxi64>\n    %y = nn.relu %x : tensor<4xf32>\n",
+    )
+    module = parse_module(text)
+    with pytest.raises(DiagnosticError, match="no input says how large S is"):
+        evaluate_function(module.function(), [torch.zeros(4)], resources=ResourceStore())
+    (here / "m.imc").write_text(text)
+    np.savez("x.npz", x=np.zeros(4, np.float32))
+    before = listing(here)
+    assert main(["run", "m.imc", "--data", "x.npz", "-o", "y.npz"]) == 1
+    assert "IMC901" not in capsys.readouterr().err and listing(here) == before
+
+
 # -- words of the command line ---------------------------------------------------------------------
 
 

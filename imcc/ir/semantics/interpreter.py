@@ -74,7 +74,7 @@ def evaluate_function(
     weights and ops without a rule.
     """
     symbols = bind_symbols(function, inputs)
-    context = EvalContext(symbols, resources, backend, target, draws, trials)
+    context = EvalContext(_Sizes(symbols), resources, backend, target, draws, trials)
     known = dict(states or {})
     values: dict[Value, Any] = {}
     remaining = iter(inputs)
@@ -153,6 +153,17 @@ def evaluate_op(op: Op, values: Mapping[Value, Any], context: EvalContext) -> tu
             )
         ) from wrong
     return made if isinstance(made, tuple) else (made,)
+
+
+class _Sizes(dict[str, int]):
+    """Sizes by symbol; one that no input has is the caller's fault, not a missing key."""
+
+    def __missing__(self, symbol: str) -> int:
+        raise error(
+            codes.BAD_INPUT,
+            f"no input says how large {symbol} is",
+            help=f"give the function an argument with an axis {symbol}, or write a number",
+        )
 
 
 def bind_symbols(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
