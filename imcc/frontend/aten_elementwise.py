@@ -16,7 +16,6 @@ from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.ops import Value
 from imcc.ir.semantics.resources import ELEMENT_OF
-from imcc.ir.types import FLOATS
 
 # -- elementary functions -------------------------------------------------------------------------
 
@@ -322,10 +321,4 @@ def _to(c: Converter, x: Argument, dtype: torch.dtype | None = None, **_: Any) -
     wanted = c.element()
     if wanted not in ELEMENT_OF.values():
         raise c.refuse(f"converts {tensor(held).element} to {dtype}")
-    narrows = str(tensor(held).element) in FLOATS and wanted in FLOATS
-    if narrows and tensor(held).element != wanted:
-        raise c.refuse(
-            f"converts {tensor(held).element} to {wanted}",
-            help="keep one floating-point type throughout the model, for example by model.float()",
-        )
     return c.converted(held, wanted)

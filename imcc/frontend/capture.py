@@ -121,7 +121,9 @@ def capture(
         _without_cache(module, found),
         torch.no_grad(),
     ):
-        run_eagerly(module, inputs.arguments(), inputs.keywords())
+        if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves):
+            # Without data a model cannot look at values; tracing can still tell what it computes.
+            run_eagerly(module, inputs.arguments(), inputs.keywords())
         layout = batch_layout(module, inputs, exchanged)
         sizes = OpenSizes.of(leaves, layout if dynamic_batch else None, sequence=dynamic_sequence)
         with _quiet_exporter():

@@ -370,7 +370,7 @@ FORMS = {
     "transposed": ("return torch.conv_transpose1d(x[:, None], torch.ones(1, 1, 2))", "transposed"),
     "batch slice": ("return x[:1]", "slices the batch axis"),
     "mean over the batch": ("return x.mean(0)", "holds the batch"),
-    "dtype": ("return x.double()", "converts f32"),
+    "dtype": ("return x.to(torch.complex64).real", "complex"),
     "indices": ("return torch.max_pool1d_with_indices(x, 2)[1]", "result 1"),
     "reflection": ("return nn.functional.pad(x, (1, 1), mode='reflect')", "'reflect'"),
     "active dropout": ("return nn.functional.dropout(x)", "dropout is active"),

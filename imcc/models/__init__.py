@@ -1,0 +1,1 @@
+"""Reference models in plain torch, for examples, tests and benchmarks."""

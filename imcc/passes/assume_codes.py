@@ -1,0 +1,95 @@
+"""Pass ``assume-codes``: integer products without weights or data, to cost a model by its shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from imcc.ir.dialects import core, nn, quant
+from imcc.ir.dialects.core import tensor
+from imcc.ir.module import Module, Resource
+from imcc.ir.ops import Op, Value
+from imcc.ir.rewriting import Rewriter
+from imcc.ir.types import Element, QuantType, TensorType
+from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
+
+
+@dataclass(frozen=True)
+class AssumeCodes(Pass):
+    """Make the integer products that quantisation would make, with all numbers left absent.
+
+    Each ``nn.linear`` and ``nn.conv`` with a constant weight becomes ``quant.quantize``, an integer
+    product with signed codes per output channel, and ``quant.rescale``; codes, scales and zero
+    points are resources without data. The program can be mapped and costed, since costs rest on
+    shapes and assumed activity, but not run. It stands in for ``calibrate-activations``,
+    ``quantize-weights`` and ``integer-arithmetic`` where a model has no weights (meta device).
+    """
+
+    name: ClassVar[str] = "assume-codes"
+    # There is nothing to run before or after it.
+    contract: ClassVar[Approximate] = Approximate(bound=float("inf"))
+
+    weight_bits: int = option(default=8, minimum=2, maximum=8, unit="bit", doc="bits of a weight")
+    input_bits: int = option(default=8, minimum=2, maximum=16, unit="bit", doc="bits of an input")
+
+    def run(self, module: Module, context: PassContext) -> None:
+        """Rewrite every product; inputs read by several are quantised once."""
+        rewriter = context.rewriter(module, self.name)
+        for function in module.functions.values():
+            coded: dict[Value, tuple[Value, Value]] = {}
+            for op in list(function.ops):
+                if isinstance(op, nn.Linear | nn.Conv):
+                    self._rewrite(op, rewriter, coded)
+
+    def _rewrite(
+        self,
+        op: nn.Linear | nn.Conv,
+        rewriter: Rewriter,
+        coded: dict[Value, tuple[Value, Value]],
+    ) -> None:
+        source = op.weight.owner
+        if not isinstance(source, core.Constant):
+            rewriter.refuse(op, "the weight is computed at run time")
+            return
+        kind = tensor(op.weight)
+        new: list[Op] = []
+
+        def absent(name: str, shape: tuple[int, ...], element: Element) -> Value:
+            resource = Resource(name, TensorType(shape, element))
+            if name not in rewriter.module.resources:
+                rewriter.add_resource(resource)
+            made = core.Constant.of(resource.name, resource.type)
+            new.append(made)
+            return made.y
+
+        if op.x not in coded:
+            base = f"{op.scope or op.x.name}.input"
+            scale = absent(f"{base}.scale", (), kind.element)
+            zero_point = absent(f"{base}.zero_point", (), "i32")
+            quantised = quant.Quantize(
+                x=op.x, scale=scale, zero_point=zero_point, bits=self.input_bits, signed=False
+            )
+            new.append(quantised)
+            coded[op.x] = (quantised.y, zero_point)
+        codes, zero = coded[op.x]
+        shape = tuple(size for size in kind.shape if isinstance(size, int))
+        weight = absent(
+            f"{source.value}.codes", shape, QuantType(self.weight_bits, signed=True, axis=0)
+        )
+        factors = absent(f"{source.value}.rescale", (shape[0],), kind.element)
+        product: quant.Linear | quant.Conv
+        if isinstance(op, nn.Linear):
+            product, axis = quant.Linear(x=codes, weight=weight, x_zero_point=zero), -1
+        else:
+            product = quant.Conv(
+                x=codes,
+                weight=weight,
+                x_zero_point=zero,
+                stride=op.stride,
+                padding=op.padding,
+                dilation=op.dilation,
+                groups=op.groups,
+            )
+            axis = -1 - len(op.stride)
+        rescale = quant.Rescale(acc=product.y, scale=factors, bias=op.bias, axis=axis)
+        rewriter.replace(op, [*new, product, rescale], rescale.y)
