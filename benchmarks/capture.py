@@ -134,9 +134,8 @@ def table(rows: list[Row]) -> str:
         "edit.",
         "Differences are to eager torch on the same inputs, relative to the largest output. "
         "Regions are",
-        "numbered modules (`layers.3`) whose ops form a convex subgraph. Seconds are of the machine "
-        "that made",
-        "the table.",
+        "numbered modules (`layers.3`) whose ops form a convex subgraph. Seconds are of the",
+        "machine that made the table.",
         "",
         "| model | library | ops | distinct | seconds | float32 | float64 | regions | attentions |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

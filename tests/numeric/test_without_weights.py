@@ -1,4 +1,4 @@
-"""A model on the meta device is captured, mapped and costed; nothing of its weights is allocated."""
+"""A model on the meta device is captured, mapped and costed without its weights."""
 
 import pytest
 import torch
