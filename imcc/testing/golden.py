@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import linecache
 import re
 import shlex
 import sys
@@ -82,6 +83,8 @@ def run_golden(golden: Golden) -> str:
     """Run the command in this process; returns the sections as a golden file writes them."""
     from imcc.cli.main import main
 
+    # A model file of the same name that something read before would show its lines here.
+    linecache.clearcache()
     out, err = io.StringIO(), io.StringIO()
     arguments = list(golden.arguments)
     with tempfile.TemporaryDirectory() as folder:
