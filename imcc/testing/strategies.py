@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from imcc.ir.diagnostics import Location
-from imcc.ir.dialects import core
+from imcc.ir.dialects import core, nn, quant
 from imcc.ir.dims import Monomial
 from imcc.ir.module import Function, FunctionResult, Module, Resource
 from imcc.ir.ops import Op, Value
@@ -18,7 +18,11 @@ _SCOPES = st.sampled_from(["", "fc", "blocks.0.attn", "blocks.1", 'weird "name"'
 
 @st.composite
 def modules(draw: Any, max_ops: int = 12) -> Module:
-    """A valid captured module of elementwise and structural ops with a symbolic batch."""
+    """A valid captured module with a symbolic batch.
+
+    Elementwise and structural ops, matrix products with constant weights, activations, and values
+    quantised and back; values are ``[B, features]``.
+    """
     module = Module("made")
     batch = Monomial(1, ("B",))
     function = Function("inference")
@@ -54,7 +58,7 @@ def _op(
     width = kind.shape[1]
     if not isinstance(width, int):
         raise TypeError("strategies keep the second axis concrete")
-    choice = draw(st.integers(0, 5))
+    choice = draw(st.integers(0, 9))
     if choice == 0:
         return core.Add(a=x, b=x, scope=scope, loc=loc)
     if choice == 1:
@@ -71,7 +75,32 @@ def _op(
         low, high = draw(st.integers(0, 2)), draw(st.integers(0, 2))
         fill = draw(st.floats(allow_nan=False, width=32))
         return core.Pad(x=x, before=(0, low), after=(0, high), value=fill, scope=scope, loc=loc)
-    resource = module.add_resource(Resource(f"w.{index}", TensorType((width,), "f32")))
+    if choice == 5:
+        bias = _constant(module, function, f"b.{index}", (width,))
+        return core.Subtract(a=x, b=bias, scope=scope, loc=loc)
+    if choice == 6:
+        outputs = draw(st.integers(1, 8))
+        weight = _constant(module, function, f"w.{index}", (outputs, width))
+        added: Value | None = None
+        if draw(st.booleans()):
+            added = _constant(module, function, f"b.{index}", (outputs,))
+        return nn.Linear(x=x, weight=weight, bias=added, scope=scope, loc=loc)
+    if choice == 7:
+        activation = draw(st.sampled_from([nn.Relu, nn.Sigmoid, nn.Gelu, nn.Hardswish]))
+        made: Op = activation(x=x, scope=scope, loc=loc)
+        return made
+    if choice == 8:
+        low = draw(st.floats(-4, 0, width=32))
+        return nn.Clamp(x=x, minimum=low, maximum=-low, scope=scope, loc=loc)
+    scale = _constant(module, function, f"s.{index}", ())
+    bits, signed = draw(st.integers(2, 16)), draw(st.booleans())
+    codes = quant.Quantize(x=x, scale=scale, bits=bits, signed=signed, scope=scope, loc=loc)
+    function.append(codes)
+    return quant.Dequantize(x=codes.y, scale=scale, scope=scope, loc=loc)
+
+
+def _constant(module: Module, function: Function, name: str, shape: tuple[int, ...]) -> Value:
+    resource = module.add_resource(Resource(name, TensorType(shape, "f32")))
     constant = core.Constant.of(resource.name, resource.type)
     function.append(constant)
-    return core.Subtract(a=x, b=constant.y, scope=scope, loc=loc)
+    return constant.y
