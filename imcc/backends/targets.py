@@ -178,7 +178,9 @@ def _read_whole(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         held = base.get(key)
+        # Figures with a source and models with keys of their own are taken or left as a whole.
         both = isinstance(held, dict) and isinstance(value, dict)
+        both = both and not ("source" in value or "model" in value)
         base[key] = _merged(held, value) if both else value  # type: ignore[arg-type]
     return base
 

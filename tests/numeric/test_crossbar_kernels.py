@@ -103,28 +103,38 @@ def test_numbers_do_not_depend_on_batching_or_trials_run_together():
 
 def test_generator_moments_and_tails():
     count = 4_000_000
-    drawn = np.empty(count)
+    drawn = np.empty(count, dtype=np.float32)
     normals(np.uint64(12345), drawn)
+    drawn = drawn.astype(np.float64)
     assert abs(drawn.mean()) < 5 / math.sqrt(count)
     assert abs(drawn.var() - 1) < 5 * math.sqrt(2 / count)
     assert abs((drawn**3).mean()) < 5 * math.sqrt(15 / count)
     assert abs((drawn**4).mean() - 3) < 5 * math.sqrt(96 / count)
-    for edge in (1.0, 2.0, 3.0, 3.6541528853610088, 4.0, 4.5):
+    assert abs((drawn**6).mean() - 15) < 5 * math.sqrt(10395 / count)
+    for edge in (1.0, 2.0, 3.0, 4.0, 4.5):
         for sign in (1, -1):
             expected = 0.5 * math.erfc(edge / math.sqrt(2))
             found = (sign * drawn > edge).mean()
             assert abs(found - expected) < 5 * math.sqrt(expected / count)
-    lag = (drawn[1:] * drawn[:-1]).mean()
-    assert abs(lag) < 5 / math.sqrt(count)
+    # Both halves of a pair, neighbours, and the squares of pairs are uncorrelated.
+    left, right = np.split(drawn, 2)
+    for a, b in ((drawn[1:], drawn[:-1]), (left, right)):
+        assert abs((a * b).mean()) < 5 / math.sqrt(b.size)
+        assert abs(((a**2 - 1) * (b**2 - 1)).mean()) < 5 * 2 / math.sqrt(b.size)
+    levels = np.sort(drawn)[:: count // 1000]
+    theory = np.array([0.5 * math.erfc(-level / math.sqrt(2)) for level in levels])
+    share = np.arange(levels.size) * (count // 1000) / count
+    assert np.abs(theory - share).max() < 1.95 / math.sqrt(count)
 
 
 def test_streams_of_neighbouring_keys_are_independent():
     draws = Draws(0, (0, 1), tuple(range(500)))
     keys = draws.keys("a")
     assert len(set(keys.tolist())) == 1000
-    rows = np.empty((1000, 400))
+    rows = np.empty((1000, 400), dtype=np.float32)
     for row, key in zip(rows, keys, strict=True):
         normals(key, row)
     correlation = (rows @ rows.T) / 400
     off = correlation[~np.eye(1000, dtype=bool)]
     assert abs(off.mean()) < 5e-4 and abs(off.std() - 1 / math.sqrt(400)) < 2e-3
+    assert len(np.unique(rows)) > 0.99 * rows.size

@@ -182,6 +182,89 @@ def test_convolution_equals_integers_on_both_paths(sizes, k, stride, pad, dilati
         assert torch.equal(product.read(states), expected)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["differential", "sign_arrays", "offset", "bias_column"]),
+    st.sampled_from(["im2col", "per_position"]),
+    st.sampled_from(["separate", "diagonal", "stacked"]),
+    st.sampled_from([(1, 5, 4), (2, 4, 6), (4, 4, 4)]),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([(7, 15), (16, 33), (128, 128)]),
+    st.sampled_from([1, 2, 3]),
+    st.booleans(),
+    ELEMENTS,
+    st.integers(0, 99),
+)
+def test_every_mapping_computes_the_same_integers(
+    encoding, kernel, grouped, sizes, dac, array, cell, pair, name, seed
+):
+    groups, channels, outputs = sizes
+    generator = torch.Generator().manual_seed(seed)
+    element, zero = element_of(name)
+    pair = pair and encoding in ("differential", "sign_arrays")
+    settings_ = [
+        *QUIET,
+        f"array.encoding={encoding}",
+        f"array.kernel_mapping={kernel}",
+        f"array.grouped={grouped}",
+        f"array.rows={array[0]}",
+        f"array.columns={array[1]}",
+        f"array.cell_bits={cell}",
+        f"dac.bits={dac}",
+        "adc.bits=16",
+        f"adc.converts={'pair' if pair else 'column'}",
+    ]
+    x = codes((2, channels, 5, 4), element, generator)
+    weight = torch.randint(-128, 128, (outputs, channels // groups, 3, 2), generator=generator)
+    if encoding in ("differential", "sign_arrays"):
+        weight = weight.clamp(-127)
+    window = {"stride": [1, 2], "padding": [1, 0], "dilation": [1, 1], "groups": groups}
+    product = Product(x, weight, element, find_target("rram", settings_), zero=zero, conv=window)
+    product.mvm.__dict__.update(adc_step=1.0, adc_bits=32)
+    expected, states = product.expected(), product.states()
+    assert torch.equal(product.read(states), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        slow(patch)
+        assert torch.equal(product.read(states), expected)
+        patch.setattr(simulate, "USE_KERNEL", False)
+        assert torch.equal(product.read(states), expected)
+
+
+@pytest.mark.parametrize("encoding", ["differential", "sign_arrays", "offset", "bias_column"])
+@pytest.mark.parametrize("pair", ["column", "pair"])
+def test_both_forms_agree_on_devices_that_are_not_ideal(encoding, pair):
+    if pair == "pair" and encoding not in ("differential", "sign_arrays"):
+        pytest.skip("needs pairs")
+    generator = torch.Generator().manual_seed(0)
+    element = QuantType(8, False)
+    target = find_target(
+        "rram",
+        [
+            QUIET[1],
+            f"array.encoding={encoding}",
+            f"adc.converts={pair}",
+            "adc.offset_lsb=0.7",
+            "device.stuck.off_fraction=0.05",
+            "dac.offset_lsb=0.05",
+            "array.wires.model=fast",
+            "array.wires.word_line_ohm=2.0",
+        ],
+    )
+    x = codes((5, 200), element, generator)
+    weight = torch.randint(-127, 128, (9, 200), generator=generator)
+    product = Product(x, weight, element, target)
+    product.calibrate()
+    draws = Draws(1, (0, 1), tuple(range(5)))
+    states = product.states(draws, 2)
+    x = x.repeat(2, 1)
+    kernel = product.read(states, x, draws, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "USE_KERNEL", False)
+        assert torch.equal(product.read(states, x, draws, 2), kernel)
+    error = (kernel[:5] - product.expected()).std() / product.expected().std()
+    assert 0.01 < float(error) < 0.5
+
+
 def test_convolution_over_one_axis_and_multi_bit_drivers():
     generator = torch.Generator().manual_seed(0)
     element = QuantType(8, False)

@@ -136,7 +136,6 @@ module @float phase("captured") {
     ("overrides", "kind", "reason"),
     [
         ((), "tensor<1x4xq<u8>>, %batched: tensor<Bx4xf32>", "batch B as its first axis"),
-        (("dac.bits=2",), "tensor<Bx4xq<s8>>", "dac.bits = 1"),
         (
             ("array.columns=4", "adc.columns_per_adc=2"),
             "tensor<Bx4xq<u8>>",

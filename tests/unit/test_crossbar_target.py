@@ -31,7 +31,7 @@ def test_unknown_target_names_the_nearest():
 def test_missing_file():
     (item,) = refused("/nowhere/rram.toml")
     assert item.code.id == "IMC501"
-    assert item.suggestions == ("rram",)
+    assert "rram" in item.suggestions
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,18 @@ def test_missing_file():
         ("adc.bits=0", ["key adc.bits", "greater than or equal to 1", "found 0"]),
         ("adc.bits=true", ["key adc.bits", "valid integer", "found true"]),
         ('array.rows="many"', ["key array.rows", "valid integer"]),
-        ("array.columns=127", ["key array.columns", "even"]),
-        ("adc.columns_per_adc=3", ["columns_per_adc (3)", "array.columns (128)"]),
+        ("array.rows=0", ["key array.rows", "greater than or equal to 1"]),
+        ("adc.columns_per_adc=129", ["columns_per_adc (129)", "array.columns (128)"]),
+        ("adc.range=exact", ["adc.range", "128 rows sums to up to 384", "codes up to 255"]),
+        ("adc.range=fixed", ["key adc", "full_scale"]),
+        ("adc.full_scale=9.0", ["key adc", "full_scale"]),
+        ("device.levels=3", ["array.cell_bits (2) needs 4 levels", "device.levels is 3"]),
+        ("array.encoding=offsett", ["key array.encoding", "'offset'"]),
+        ("array.wires.model=exact", ["array.wires", "word_line_ohm"]),
+        ("device.g_max_ms=1.0", ["unknown key device.g_max_ms", "g_max_us"]),
+        ("device.stuck.off_fraction=1.5", ["key device.stuck.off_fraction"]),
+        ("device.drift.model=gaussian_read", ["device.drift.model", "a model of drift"]),
+        ("device.variation.model=pcm_drift", ["device.variation.model", "between devices"]),
         ("device.on_off_ratio=1.0", ["key device.on_off_ratio", "greater than 1"]),
         ("device.write_noise.sigma_fraction=nan", ["key device.write_noise.sigma_fraction"]),
         ("device.read_noise.model=gausian_read", ["device.read_noise.model", "gaussian_read"]),
@@ -126,3 +136,18 @@ TABLES = st.dictionaries(
 @given(TABLES)
 def test_toml_writer_round_trip(data):
     assert tomllib.loads(write_toml(data)) == data
+
+
+def test_presets_hold_what_differs_from_rram(tmp_path):
+    for name in ("fefet", "pcm", "sram"):
+        target, base = find_target(name), find_target("rram")
+        assert target.keys.components.adc == base.keys.components.adc
+        assert target.keys.device != base.keys.device
+    # No figure without a source: PCM's read energy is unknown, not that of RRAM.
+    assert find_target("pcm").energy_pj("cell_read") is None
+    assert find_target("sram").write_noise.silent and find_target("sram").levels == 2
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "fefet"\n[adc]\nbits = 5\n[device.read_noise]\nmodel = "none"\n')
+    mine = find_target(str(file))
+    assert mine.keys.adc.bits == 5 and mine.read_noise.silent
+    assert mine.write_noise == find_target("fefet").write_noise

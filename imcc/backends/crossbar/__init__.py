@@ -36,10 +36,11 @@ class CrossbarBackend(Backend):
 
     def pipeline(self, target: Target) -> str:
         """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
+        calibrated = "calibrate-adc, " if target.data["adc"]["range"] == "calibrated" else ""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
             "quantize-spikes, calibrate-activations, quantize-weights, integer-arithmetic, "
-            "dead-code, map-crossbars, calibrate-adc, place, schedule"
+            f"dead-code, map-crossbars, {calibrated}place, schedule"
         )
 
     def cost(
@@ -73,7 +74,7 @@ class CrossbarBackend(Backend):
         rewriter = Rewriter(made)
         for op in made.walk():
             if isinstance(op, Mvm):
-                rewriter.set_attributes(op, adc_bits=16, adc_step=1.0, adc_offset=0.0)
+                rewriter.set_attributes(op, adc_bits=32, adc_step=1.0)
         return made
 
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:

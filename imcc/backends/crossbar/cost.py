@@ -63,33 +63,41 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
 
     For each position and input digit: the drivers of active rows fire once for each run of
     columns, every cell of an active row passes current, every column of every run of rows is
-    converted once, and every conversion is added. ``columns_per_adc`` columns take turns at one
-    converter, so a digit takes ``columns_per_adc * (read_ns + conversion_ns)``; all crossbars of
-    the matrix work at once. Input codes come from the buffer once for each position.
+    converted once (half as many conversions where pairs are), and every conversion is added.
+    ``columns_per_adc`` columns take turns at one converter, so a digit takes
+    ``columns_per_adc * (read_ns + conversion_ns)``, once for each run of rows that shares a
+    crossbar; all crossbars of the matrix work at once. Input codes come from the buffer once for
+    each position. The digital correction of offset codes adds up the inputs.
     """
     held = op.held
     keys = target.keys
     positions = elements(op.y) // held.columns
     reads = positions * op.digits
     density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
-    columns = held.groups * held.row_tiles * held.physical_columns
-    conversions = reads * columns
+    pair = 2 if op.converts == "pair" else 1
+    columns = held.groups * held.row_tiles * (held.physical_columns + held.bias_columns)
+    conversions = reads * columns // pair
     input_bits = positions * held.rows * op.input_bits
-    busy = reads * target.mux_steps * (keys.timing.read_ns + keys.timing.conversion_ns)
+    turns = held.runs_in_turn
+    step = keys.timing.read_ns + keys.timing.conversion_ns
+    busy = reads * turns * target.mux_steps * step
+    sums = held.code_offset and not held.biased
+    corrections = positions * held.rows if sums or op.weight_zero_point is not None else 0
     return OpCost(
         {
             "row_driver.drive": reads * density * held.rows * held.column_tiles,
             "cell_read.read": reads * density * held.cells,
-            "column_driver.select": conversions,
+            "column_driver.select": reads * columns,
             "adc.convert": conversions,
-            "shift_add.add": conversions,
+            "shift_add.add": conversions + corrections,
             "buffer_read.word": math.ceil(input_bits / keys.digital.buffer_word_bits),
             "buffer_write.word": words(op.y, target),
         },
         busy,
-        note=f"{positions} positions x {op.digits} input digits x {target.mux_steps} columns to a "
-        f"converter x ({keys.timing.read_ns:g} ns read + {keys.timing.conversion_ns:g} ns "
-        "conversion)",
+        note=f"{positions} positions x {op.digits} input digits x "
+        + (f"{turns} runs of rows in turn x " if turns > 1 else "")
+        + f"{target.mux_steps} conversions of a converter x "
+        f"({keys.timing.read_ns:g} ns read + {keys.timing.conversion_ns:g} ns conversion)",
     )
 
 
@@ -103,7 +111,7 @@ def _program(op: Program, target: CrossbarTarget, activity: str) -> OpCost:
     if not isinstance(held, MatrixType):
         raise TypeError(f"{op.matrix!r} is no matrix")
     pulses = target.write_noise.pulses
-    rows = min(held.array_rows, held.group_rows)
+    rows = held.run_rows * held.runs_in_turn
     return OpCost(
         {
             "cell_write.pulse": held.cells * pulses,

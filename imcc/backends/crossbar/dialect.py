@@ -1,11 +1,27 @@
 """``xbar``: matrices held in crossbars, programming them, and reading them.
 
-A weight code is stored as sign and magnitude. The magnitude is cut into ``slices`` digits of
-``cell_bits`` bits, least significant first; each digit is the level of one cell. The sign says
-which column of a differential pair holds it, the other column of the pair holds level 0. One
-logical column is ``slices * 2`` neighbouring physical columns (positive, negative, slice by slice).
-Logical rows are cut into runs of ``array_rows``. With ``groups`` (grouped convolution) every group
-has rows and columns, and so crossbars, of its own.
+A weight code becomes digits of ``cell_bits`` bits, least significant first; each digit is the level
+of one cell, and ``slices`` cells hold a code. How a sign is held is the ``encoding``:
+
+- ``differential``: digits of the magnitude; the sign says which of two neighbouring columns holds
+  the digit, the other holds level 0.
+- ``sign_arrays``: the same, with positive and negative columns in crossbars of their own.
+- ``offset``: digits of ``w + 2^(bits-1)``; ``2^(bits-1)`` times the sum of the inputs is taken off
+  digitally.
+- ``bias_column``: the same, but a column of every crossbar holds ``2^(bits-1)`` in each row, is
+  converted like the others, and its reading is taken off.
+
+Unsigned codes need no sign: one column for each slice, whatever the encoding.
+
+Logical rows are cut into *runs*, rows that are driven together and whose column sums are converted:
+runs of up to ``array_rows``, which do not cross a multiple of ``row_block``. A block is a group of
+weights with a scale of its own (the sums of blocks leave separately), or, with ``row_order =
+"position"``, the channels under one position of a kernel (the sums of blocks are added up).
+
+With ``groups`` (grouped convolution) every group has rows and columns of its own. ``packing`` says
+where they lie: ``separate`` crossbars, ``diagonal`` (several groups in one crossbar, on rows and
+columns of their own, driven at once), or ``stacked`` (on top of one another and side by side,
+driven in turn). Blocks of weights that share a crossbar are driven in turn as well.
 """
 
 from __future__ import annotations
@@ -22,6 +38,9 @@ from imcc.ir.phases import at_least, phase_rule
 from imcc.ir.types import DialectType, QuantType, TensorType, Type
 
 SEMANTICS = "imcc.backends.crossbar.simulate"
+
+Encoding = Literal["differential", "sign_arrays", "offset", "bias_column"]
+Packing = Literal["separate", "diagonal", "stacked"]
 
 EXACT_FLOAT32 = 2**24
 """Integers below this are exact in float32."""
@@ -54,9 +73,12 @@ class MatrixType(DialectType):
     signed: bool
     cell_bits: int
     slices: int
-    encoding: Literal["differential"]
+    encoding: Encoding
     array_rows: int
     array_columns: int
+    row_block: int = 0
+    row_order: Literal["channel", "position"] = "channel"
+    packing: Packing = "separate"
 
     @property
     def group_rows(self) -> int:
@@ -69,34 +91,111 @@ class MatrixType(DialectType):
         return self.columns // self.groups
 
     @property
+    def paired(self) -> bool:
+        """Whether a positive and a negative cell hold a digit."""
+        return self.signed and self.encoding in ("differential", "sign_arrays")
+
+    @property
+    def code_offset(self) -> int:
+        """What is added to a code before it is cut into digits."""
+        return 2 ** (self.weight_bits - 1) if self.signed and not self.paired else 0
+
+    @property
+    def biased(self) -> bool:
+        """Whether crossbars have a column that holds the offset of the codes."""
+        return self.signed and self.encoding == "bias_column"
+
+    @property
+    def split(self) -> bool:
+        """Whether sums of row blocks leave separately."""
+        return self.row_block > 0 and self.row_order == "channel"
+
+    @property
     def cells_per_weight(self) -> int:
-        """Cells that hold one weight: a pair for each slice."""
-        return 2 * self.slices
+        """Cells that hold one weight."""
+        return self.slices * (2 if self.paired else 1)
+
+    @property
+    def block_rows(self) -> int:
+        """Logical rows of a block."""
+        return self.row_block or self.group_rows
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of rows of one group."""
+        return -(-self.group_rows // self.block_rows)
+
+    @property
+    def runs_per_block(self) -> int:
+        """Runs that a block is cut into."""
+        return -(-self.block_rows // self.array_rows)
+
+    @property
+    def run_rows(self) -> int:
+        """Rows of a run; the last run of a block may use fewer."""
+        return min(self.block_rows, self.array_rows)
 
     @property
     def row_tiles(self) -> int:
-        """Crossbars on top of one another for one group."""
-        return -(-self.group_rows // self.array_rows)
+        """Runs of one group: partial sums of each column that are converted."""
+        return self.blocks * self.runs_per_block
 
     @property
     def physical_columns(self) -> int:
-        """Columns of cells of one group."""
+        """Columns of cells of one group, without bias columns."""
         return self.group_columns * self.cells_per_weight
+
+    @property
+    def usable_columns(self) -> int:
+        """Columns of a crossbar that can hold weights."""
+        if self.biased:
+            return self.array_columns - 1
+        whole = self.encoding == "differential" and self.paired
+        return self.array_columns - (self.array_columns % 2 if whole else 0)
 
     @property
     def column_tiles(self) -> int:
         """Crossbars side by side for one group."""
-        return -(-self.physical_columns // self.array_columns)
+        if self.encoding == "sign_arrays" and self.paired:
+            return 2 * -(-(self.physical_columns // 2) // self.usable_columns)
+        return -(-self.physical_columns // self.usable_columns)
+
+    @property
+    def bias_columns(self) -> int:
+        """Bias columns beside the columns of one group."""
+        return self.column_tiles if self.biased else 0
+
+    @property
+    def runs_in_turn(self) -> int:
+        """Runs that share a crossbar and are driven one after another."""
+        turns = self.groups * self.row_tiles if self.packing == "stacked" else self.row_tiles
+        stacks = self.packing == "stacked" or (self.split and self.runs_per_block == 1)
+        return min(turns, self.array_rows // self.run_rows) if stacks else 1
+
+    @property
+    def groups_abreast(self) -> int:
+        """Groups that share a crossbar and have columns of their own."""
+        if self.packing == "separate" or self.column_tiles > 1:
+            return 1
+        abreast = self.array_columns // (self.physical_columns + self.bias_columns)
+        if self.packing == "diagonal":
+            abreast = min(abreast, self.array_rows // (self.row_tiles * self.run_rows))
+        return max(1, min(self.groups, abreast))
 
     @property
     def crossbars(self) -> int:
         """Crossbars of the whole matrix."""
-        return self.groups * self.row_tiles * self.column_tiles
+        if self.packing == "stacked":
+            wide = -(-self.groups // self.groups_abreast) * self.row_tiles
+            return -(-wide // self.runs_in_turn) * self.column_tiles
+        if self.packing == "diagonal" and self.groups_abreast > 1:
+            return -(-self.groups // self.groups_abreast)
+        return self.groups * -(-self.row_tiles // self.runs_in_turn) * self.column_tiles
 
     @property
     def cells(self) -> int:
         """Cells that hold weights."""
-        return self.groups * self.group_rows * self.physical_columns
+        return self.groups * self.group_rows * (self.physical_columns + self.bias_columns)
 
     @property
     def element(self) -> QuantType:
@@ -104,17 +203,19 @@ class MatrixType(DialectType):
         return QuantType(self.weight_bits, self.signed)
 
 
-def slices_of(weight_bits: int, signed: bool, cell_bits: int) -> int:
-    """Cells that one magnitude needs: ``ceil((weight_bits - signed) / cell_bits)``."""
-    return -(-(weight_bits - int(signed)) // cell_bits)
+def slices_of(weight_bits: int, signed: bool, cell_bits: int, encoding: Encoding) -> int:
+    """Cells that one code needs for its digits; pairs hold the sign beside them."""
+    paired = signed and encoding in ("differential", "sign_arrays")
+    return -(-(weight_bits - int(paired)) // cell_bits)
 
 
 class Program(Op, name="xbar.program"):
-    """Write weight codes ``[N, ...]`` into crossbars: level of slice s = digit s of ``|code|``.
+    """Write weight codes ``[N, ...]`` into crossbars: level of cell s = digit s of the code.
 
-    The result is a handle of a matrix with ``N`` columns and ``groups * prod(shape[1:])`` rows.
-    With write noise, each cell holds its level plus an error drawn once for each trial from
-    ``stream``.
+    The code is ``|w|`` in pairs of cells, else ``w`` plus its offset (see ``encoding``). The result
+    is a handle of a matrix with ``N`` columns and ``groups * prod(shape[1:])`` rows, in the order
+    of the codes' axes or, with ``row_order = "position"``, channels last. Devices that are not
+    ideal hold other levels, drawn once for each trial from ``stream``.
     """
 
     draws = True
@@ -123,15 +224,18 @@ class Program(Op, name="xbar.program"):
         "%w: tensor<3x4xq<s8, axis=0>> => "
         '%m = xbar.program %w {cell_bits = 2, array_rows = 128, array_columns = 128, stream = "w"}'
         " : !xbar.matrix<rows=4, columns=3, groups=1, weight_bits=8, signed=true, cell_bits=2, "
-        'slices=4, encoding="differential", array_rows=128, array_columns=128>'
+        'slices=4, encoding="differential", array_rows=128, array_columns=128, row_block=0, '
+        'row_order="channel", packing="separate">'
     )
 
-    codes: Value = operand(TensorType, quantised=True, doc="[N, ...], zero point 0")
+    codes: Value = operand(TensorType, quantised=True, doc="[N, ...]")
     groups: int = attribute(default=1, minimum=1)
     cell_bits: int = attribute(minimum=1, maximum=8, unit="bit")
-    encoding: Literal["differential"] = attribute(default="differential")
+    encoding: Encoding = attribute(default="differential")
     array_rows: int = attribute(minimum=1)
     array_columns: int = attribute(minimum=2)
+    row_order: Literal["channel", "position"] = attribute(default="channel")
+    packing: Packing = attribute(default="separate")
     stream: str = attribute(doc="name of its random draws, unique in the module")
     matrix: Value = result()
 
@@ -154,33 +258,42 @@ class Program(Op, name="xbar.program"):
             quant.bits,
             quant.signed,
             self.cell_bits,
-            slices_of(quant.bits, quant.signed, self.cell_bits),
+            slices_of(quant.bits, quant.signed, self.cell_bits, self.encoding),
             self.encoding,
             self.array_rows,
             self.array_columns,
+            sizes[1] if self.row_order == "position" else quant.group or 0,
+            self.row_order,
+            self.packing,
         )
 
     def verify(self) -> None:
-        """Codes with a sign and a magnitude, in arrays that do not tear pairs apart."""
+        """Codes with a sign and a magnitude; groups of scales run along the rows."""
         quant = tensor(self.codes).quant
-        if not quant.symmetric or quant.group is not None:
-            raise self.fail(f"codes {quant} need zero point 0 and no groups of scales")
         if quant.signed and quant.bits < 2:
             raise self.fail("signed codes need at least 2 bits")
-        if self.array_columns % 2:
-            raise self.fail("a differential pair needs an even number of array columns")
+        if quant.group is None:
+            return
+        if tensor(self.codes).rank != 2 or self.groups > 1 or self.row_order != "channel":
+            raise self.fail(f"codes {quant} with groups of scales need the shape [N, K]")
 
 
 class Mvm(Op, name="xbar.mvm"):
     """Read a matrix with input codes: ``y[..., n] = sum_k (x[..., k] - zx) * w[n, k]``.
 
     Exactly that, when nothing is noisy and the converter loses nothing. The input is applied in
-    digits of ``dac_bits``, least significant first (the top bit of signed one-bit input counts
-    ``-2^(input_bits-1)``). Each physical column sum ``v`` of each run of rows is converted by
-    ``adc_step * clamp(round((v - adc_offset) / adc_step), 0, 2^adc_bits - 1) + adc_offset``, in
-    units of one level times one input step. Shift and add over digits and slices, the difference
-    of a pair, the sum over runs of rows, and the correction ``-zx * sum_k w[n, k]`` are digital
-    and exact.
+    digits of ``dac_bits``, least significant first. Signed input applied bit by bit is in two's
+    complement (the top bit counts ``-2^(input_bits-1)``); with more bits in a digit
+    ``2^(input_bits-1)`` is added to it and taken off like a zero point. Each physical column sum
+    ``v`` of each run of rows is converted by
+    ``adc_step * clamp(round(v / adc_step), 0, 2^adc_bits - 1)``, in units of one level times one
+    input step; with ``converts = "pair"`` it is the difference of a pair, clamped to
+    ``[-2^(adc_bits-1), 2^(adc_bits-1) - 1]``. Shift and add over digits and slices, the difference
+    of a pair, the sum over runs of rows, and the corrections by sums of weights (``-zx sum_k w``)
+    and of inputs (``-zw sum_k (x - zx)`` and offset codes) are digital and exact.
+
+    A matrix with groups of scales gives the sum of each group: ``y[..., n, j]``, with
+    ``w = q - zw[n, j]`` where ``weight_zero_point`` is given.
 
     With ``kernel`` the product slides over ``x [..., C, spatial]`` as a convolution; padding
     applies the code ``zx``, which stands for 0.
@@ -190,7 +303,8 @@ class Mvm(Op, name="xbar.mvm"):
     example = (
         "%x: tensor<Bx4xq<u8>>, %m: !xbar.matrix<rows=4, columns=3, groups=1, weight_bits=8, "
         'signed=true, cell_bits=2, slices=4, encoding="differential", array_rows=128, '
-        "array_columns=128> => %y = xbar.mvm %x, %m {input_bits = 8, adc_bits = 8, "
+        'array_columns=128, row_block=0, row_order="channel", packing="separate"> => '
+        "%y = xbar.mvm %x, %m {input_bits = 8, adc_bits = 8, "
         'adc_step = 1.0, stream = "fc"} : tensor<Bx3xf32>'
     )
 
@@ -199,17 +313,22 @@ class Mvm(Op, name="xbar.mvm"):
     x_zero_point: Value | None = operand(
         TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
     )
+    weight_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, default=None, doc="[N], with groups [N, groups]"
+    )
     kernel: tuple[int, ...] = attribute(default=(), minimum=1, doc="empty: a plain product")
     stride: tuple[int, ...] = attribute(default=(), minimum=1)
     padding: tuple[int, ...] = attribute(default=(), minimum=0)
     dilation: tuple[int, ...] = attribute(default=(), minimum=1)
     input_bits: int = attribute(minimum=1, maximum=16, unit="bit")
     dac_bits: int = attribute(default=1, minimum=1, maximum=8, unit="bit")
-    adc_bits: int = attribute(minimum=1, maximum=16, unit="bit")
+    adc_bits: int = attribute(minimum=1, maximum=32, unit="bit")
     adc_step: float = attribute(minimum=0.0, doc="in units of one level times one input step")
-    adc_offset: float = attribute(default=0.0, doc="lower end of the converter's range")
+    converts: Literal["column", "pair"] = attribute(default="column")
     stream: str = attribute(doc="name of its random draws, unique in the module")
-    y: Value = result(doc="[..., N] or [..., N, spatial], as floats: f32 if exact, else f64")
+    y: Value = result(
+        doc="[..., N], [..., N, groups] or [..., N, spatial], as floats: f32 if exact, else f64"
+    )
 
     @property
     def held(self) -> MatrixType:
@@ -227,11 +346,14 @@ class Mvm(Op, name="xbar.mvm"):
         """The shape of the product or convolution; f32 if its integers are below 2^24, else f64."""
         x, held = tensor(self.x), self.held
         largest = largest_product_sum(x.quant, held.element, held.group_rows)
+        if self.weight_zero_point is not None:
+            largest *= 2
         element = "f32" if largest < EXACT_FLOAT32 else "f64"
         if not self.kernel:
             if not x.rank or x.shape[-1] != held.rows:
                 raise self.fail(f"{x} and {held.rows} rows do not fit")
-            return TensorType((*x.shape[:-1], held.columns), element)
+            last = (held.columns, held.blocks) if held.split else (held.columns,)
+            return TensorType((*x.shape[:-1], *last), element)
         terms = 1
         for size in self.kernel:
             terms *= size
@@ -250,12 +372,19 @@ class Mvm(Op, name="xbar.mvm"):
             raise self.fail(f"input_bits is {self.input_bits}, the codes have {quant.bits} bits")
         if quant.axis is not None or quant.group is not None:
             raise self.fail("the input needs one scale per tensor")
-        if quant.signed and self.dac_bits > 1:
-            raise self.fail("signed input codes need dac_bits = 1 (two's complement, bit by bit)")
         if not quant.symmetric and self.x_zero_point is None:
             raise self.fail("asymmetric input codes need x_zero_point")
-        if not self.kernel and self.held.groups > 1:
+        held = self.held
+        if not self.kernel and held.groups > 1:
             raise self.fail("a plain product has no groups")
+        if self.kernel and held.split:
+            raise self.fail("a convolution has no groups of scales")
+        if self.converts == "pair" and not held.paired:
+            raise self.fail('converts = "pair" needs weights in pairs of cells')
+        if self.weight_zero_point is not None:
+            shape = (held.columns, held.blocks) if held.split else (held.columns,)
+            if tensor(self.weight_zero_point).shape != shape:
+                raise self.fail(f"weight_zero_point is not shaped {list(shape)}")
         if not 0.0 < self.adc_step < float("inf"):
             raise self.fail("adc_step must be positive and finite")
 

@@ -99,20 +99,18 @@ def _matrix(op: quant.Linear | quant.Conv, target: CrossbarTarget) -> str | None
             f"the input {x} needs the batch {batch} as its first axis or behind the time axis, for "
             "each sample and trial draws its own noise"
         )
-    if x.quant.signed and target.keys.dac.bits > 1:
-        return (
-            "signed input codes need dac.bits = 1 (two's complement, bit by bit); "
-            'calibrate-activations{scheme="affine"} gives unsigned codes'
-        )
     if x.quant.bits > 16:
         return f"inputs of {x.quant.bits} bits: at most 16"
     magnitude = weight.quant.bits - int(weight.quant.signed)
     if magnitude < 1:
         return "signed weights need at least 2 bits"
-    pair = 2 * slices_of(weight.quant.bits, weight.quant.signed, target.keys.array.cell_bits)
-    if pair > target.keys.array.columns:
+    array = target.keys.array
+    cells = slices_of(weight.quant.bits, weight.quant.signed, array.cell_bits, array.encoding)
+    if array.encoding == "differential" and weight.quant.signed:
+        cells *= 2
+    if cells > array.columns - (array.encoding == "bias_column"):
         return (
-            f"one weight takes {pair} columns, an array has {target.keys.array.columns}; "
+            f"one weight takes {cells} columns, an array has {array.columns}; "
             "use fewer weight bits or more bits in a cell"
         )
     return None

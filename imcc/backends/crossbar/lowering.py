@@ -46,6 +46,7 @@ class Mapping:
         if groups > 1 and any(name == str(source.value) for name, _ in self.states):
             base = f"{base}.groups{groups}"
         array = self.target.keys.array
+        convolution = isinstance(op, quant.Conv) and array.kernel_mapping == "per_position"
         constant = core.Constant.of(source.value, tensor(op.weight), scope=op.scope)
         rewriter.append(self.deploy, constant)
         program = Program(
@@ -55,6 +56,8 @@ class Mapping:
             encoding=array.encoding,
             array_rows=array.rows,
             array_columns=array.columns,
+            row_order="position" if convolution else "channel",
+            packing=array.grouped if groups > 1 else "separate",
             stream=self.stream(f"{base}.write"),
             scope=op.scope,
             loc=op.loc,
@@ -103,7 +106,8 @@ def _product(op: quant.Linear | quant.Conv, rewriter: Rewriter, mapping: Mapping
         input_bits=tensor(op.x).quant.bits,
         dac_bits=keys.dac.bits,
         adc_bits=keys.adc.bits,
-        adc_step=mapping.target.full_range_step(min(kind.array_rows, kind.group_rows)),
+        adc_step=mapping.target.initial_step(kind.run_rows),
+        converts=keys.adc.converts if kind.paired else "column",
         stream=mapping.stream(f"{op.scope or state}.read"),
     )
     rewriter.replace(op, [made], made.y)

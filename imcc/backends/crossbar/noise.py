@@ -1,10 +1,13 @@
-"""Noise models of cells: one interface for write and read noise, found through entry points.
+"""Noise models of cells: one interface, found through entry points, for every kind of deviation.
 
-Conductances are fractions of the largest one, ``g_max``. A model says what a cell becomes
-(:meth:`NoiseModel.sample`, from standard normals) and its mean and variance
+Kinds are what happens when: ``device`` (how one cell differs from the next, drawn once for a chip),
+``write`` (from one write to the next), ``drift`` (between writing and reading) and ``read`` (from
+one read to the next). Conductances are fractions of the largest one, ``g_max``. A model says what a
+cell becomes (:meth:`NoiseModel.sample`, from standard normals) and its mean and variance
 (:meth:`NoiseModel.moments`), which lets the simulator refer the noise of a column of cells to the
 column's output. Other packages add models in the entry-point group ``imcc.noise_models``; the keys
-that a model takes from a target file are the fields of its ``Keys``.
+that a model takes from a target file are the fields of its ``Keys``. More built-in models are in
+``noise_models``.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from imcc.backends.keys import Keys
@@ -27,25 +31,53 @@ from imcc.ir.plugins import load_plugin, plugin_points
 _SQRT2 = math.sqrt(2.0)
 
 
+Kind = Literal["device", "write", "drift", "read", "any"]
+
+
 class NoiseKeys(Keys):
     """The table of a noise model in a target file; models with parameters extend it."""
 
     model: str = Field(description="a noise model, or none")
 
+    @classmethod
+    def resolve(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The table with what it names in other files read in, so that the target is complete.
+
+        ``folder`` is that of the target file.
+        """
+        return table
+
+
+@dataclass(frozen=True)
+class CellScale:
+    """What a model may need to know of the cell: its range, and when it is read.
+
+    ``g_min`` is a fraction of ``g_max``; ``read_time_s`` counts from the end of programming.
+    """
+
+    g_max_us: float
+    g_min: float
+    read_time_s: float = 0.0
+
+    @property
+    def g_range(self) -> float:
+        """``1 - g_min``."""
+        return 1.0 - self.g_min
+
 
 class NoiseModel(ABC):
-    """Noise of a cell. ``kind`` says when it is drawn: at each write, at each read, or any of them.
+    """Deviation of a cell. ``kind`` says when it is drawn.
 
     ``Keys`` declares what the model takes from the target file, with range and description.
     """
 
-    kind: ClassVar[Literal["write", "read", "any"]]
+    kind: ClassVar[Kind]
     Keys: ClassVar[type[NoiseKeys]] = NoiseKeys
 
     @classmethod
     @abstractmethod
-    def create(cls, keys: Any, g_range: float) -> NoiseModel:
-        """Build from the target's table, a ``Keys``; ``g_range = 1 - g_min / g_max``."""
+    def create(cls, keys: Any, cell: CellScale) -> NoiseModel:
+        """Build from the target's table, a ``Keys``."""
 
     @property
     @abstractmethod
@@ -70,22 +102,32 @@ class NoiseModel(ABC):
         """Expected write pulses of one cell."""
         return 1.0
 
+    @property
+    def verified(self) -> bool:
+        """Whether a write reads the cell back, and so corrects what differs between devices."""
+        return False
+
 
 class NoNoiseKeys(NoiseKeys):
-    """Parameters of the model that ``none`` replaces are left aside."""
+    """No parameters; those of the model that ``none`` replaces are left aside."""
 
-    model_config = ConfigDict(extra="ignore")
+    @classmethod
+    def resolve(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Without the parameters of other models, so that changing ``model`` alone is enough."""
+        names = noise_model_names() if len(table) > 1 else []
+        known = {key for name in names for key in find_noise_model(name).Keys.model_fields}
+        return {key: value for key, value in table.items() if key not in known - {"model"}}
 
 
 @dataclass(frozen=True)
 class NoNoise(NoiseModel):
     """``g' = g``."""
 
-    kind: ClassVar[Literal["write", "read", "any"]] = "any"
+    kind: ClassVar[Kind] = "any"
     Keys: ClassVar[type[NoiseKeys]] = NoNoiseKeys
 
     @classmethod
-    def create(cls, keys: NoiseKeys, g_range: float) -> NoNoise:
+    def create(cls, keys: NoiseKeys, cell: CellScale) -> NoNoise:
         """No parameters."""
         return cls()
 
@@ -134,20 +176,20 @@ class GaussianWrite(NoiseModel):
     ``sigma`` is s, in units of g_max; ``bound`` is a (infinite without verify).
     """
 
-    kind: ClassVar[Literal["write", "read", "any"]] = "write"
+    kind: ClassVar[Kind] = "write"
     Keys: ClassVar[type[NoiseKeys]] = GaussianWriteKeys
 
     sigma: float
     bound: float = math.inf
 
     @classmethod
-    def create(cls, keys: GaussianWriteKeys, g_range: float) -> GaussianWrite:
+    def create(cls, keys: GaussianWriteKeys, cell: CellScale) -> GaussianWrite:
         """From ``sigma_fraction``, ``verify`` and ``tolerance_fraction``."""
         sigma = keys.sigma_fraction
         bound = math.inf
         if keys.verify and sigma > 0:
             bound = keys.tolerance_fraction / sigma
-        return cls(sigma * g_range, bound)
+        return cls(sigma * cell.g_range, bound)
 
     @property
     def silent(self) -> bool:
@@ -162,6 +204,11 @@ class GaussianWrite(NoiseModel):
     def pulses(self) -> float:
         """``1 / P(|e| <= a)``."""
         return 1.0 / self._inside
+
+    @property
+    def verified(self) -> bool:
+        """With ``verify``."""
+        return not math.isinf(self.bound)
 
     def moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Closed form for the truncated normal, clipped at conductance 0."""
@@ -209,13 +256,13 @@ class GaussianRead(NoiseModel):
     ("NormalIndependentDevice" read noise).
     """
 
-    kind: ClassVar[Literal["write", "read", "any"]] = "read"
+    kind: ClassVar[Kind] = "read"
     Keys: ClassVar[type[NoiseKeys]] = GaussianReadKeys
 
     sigma: float
 
     @classmethod
-    def create(cls, keys: GaussianReadKeys, g_range: float) -> GaussianRead:
+    def create(cls, keys: GaussianReadKeys, cell: CellScale) -> GaussianRead:
         """From ``sigma_fraction``."""
         return cls(keys.sigma_fraction)
 

@@ -3,10 +3,9 @@
 Units: one level step of a cell times one step of an input digit is 1, so that an ideal column sum
 is an integer.
 
-Noise is drawn only when the caller gives draws; without them the devices are ideal, converters
-still round and clip. Programmed cells are kept on a binary grid so fine that a float32 sum over a
-column is exact in any order: results do not depend on batch size, chunking or threads. The grid
-(2^-14 of a level for 128 rows of 2-bit cells) is far below any programming error.
+Noise is drawn only when the caller gives draws; without them the devices and wires are ideal,
+converters still round and clip. What ``cells`` makes of a matrix is folded into effective levels
+once for each trial; a read is then a product, read noise, a conversion and a weighted sum.
 
 Memory is bounded: positions of a convolution are read in blocks of at most ``BLOCK`` column sums,
 a size that depends on the op alone since draws are keyed by it, and as many samples at a time as
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imcc.backends.crossbar.cells import Cells, on_grid, program
 from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes
@@ -44,13 +44,13 @@ USE_KERNEL = True
 
 @dataclass
 class ColumnMonitor:
-    """Histogram of ideal column sums, one bin for each integer; for calibrating converters."""
+    """Histogram of the sizes of ideal column sums, a bin for each integer, to set converters by."""
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
 
     def record(self, sums: Tensor) -> None:
-        """Add column sums, rounded up."""
-        seen = torch.bincount(sums.flatten().ceil().to(torch.int64))
+        """Add absolute values of column sums, rounded up."""
+        seen = torch.bincount(sums.flatten().abs().ceil().to(torch.int64))
         size = max(seen.numel(), self.counts.numel())
         total = torch.zeros(size, dtype=torch.int64)
         total[: self.counts.numel()] += self.counts
@@ -68,21 +68,20 @@ class ColumnMonitor:
 class Matrix:
     """A programmed matrix: what a ``!xbar.matrix`` value is at run time.
 
-    ``codes`` ``[G, N/G, K/G]`` are the weights as asked for. ``cells``
-    ``[R, G, row tiles, rows, physical columns]`` are the levels as written, a set for each trial;
-    None while every cell holds exactly its level. ``monitors`` gather column sums by the stream of
-    the op that reads; an op with a monitor bypasses its converters.
+    ``codes`` ``[G, N/G, K/G]`` are the weights as asked for, rows in the matrix' order. ``cells``
+    are the levels as written; None while every cell holds exactly its level. ``monitors`` gather
+    column sums by the stream of the op that reads; an op with a monitor bypasses its converters.
     """
 
     kind: MatrixType
     codes: Tensor
-    cells: Tensor | None = None
+    cells: Cells | None = None
     monitors: dict[str, ColumnMonitor] = field(default_factory=dict)
     _ideal: Tensor | None = None
 
     @property
     def ideal(self) -> Tensor:
-        """Levels meant, ``[G, row tiles, rows, physical columns]``."""
+        """Levels meant, ``[G, T, rows, physical columns]``."""
         if self._ideal is None:
             self._ideal = levels(self.codes, self.kind)
         return self._ideal
@@ -91,7 +90,7 @@ class Matrix:
         """Levels held in one trial."""
         if self.cells is None:
             return self.ideal
-        return self.cells[trial if self.cells.shape[0] > 1 else 0]
+        return self.cells.levels[trial if self.cells.levels.shape[0] > 1 else 0]
 
     @property
     def largest_sum(self) -> float:
@@ -99,33 +98,36 @@ class Matrix:
         return float(self.ideal.sum(-2).max())
 
 
-def tile_rows(kind: MatrixType) -> int:
-    """Rows of a crossbar that hold weights of the matrix; the last run may use fewer."""
-    return min(kind.array_rows, kind.group_rows)
+def runs(rows: Tensor, kind: MatrixType) -> Tensor:
+    """Cut the last axis, of logical rows, into runs: ``[..., K/G]`` to ``[..., T, rows]``."""
+    pad = torch.nn.functional.pad
+    rows = pad(rows, (0, kind.blocks * kind.block_rows - kind.group_rows))
+    blocks = rows.reshape(*rows.shape[:-1], kind.blocks, kind.block_rows)
+    blocks = pad(blocks, (0, kind.runs_per_block * kind.run_rows - kind.block_rows))
+    return blocks.reshape(*rows.shape[:-1], kind.row_tiles, kind.run_rows)
 
 
 def levels(weights: Tensor, kind: MatrixType) -> Tensor:
-    """Levels ``[G, row tiles, rows, physical columns]`` of codes ``[G, N/G, K/G]``.
+    """Levels ``[G, T, rows, physical columns]`` of codes ``[G, N/G, K/G]``.
 
-    Column ``(n * slices + s) * 2 + sign`` holds digit s of ``|w[n]|`` where the sign of the weight
-    is that of the column (0 positive, 1 negative), else 0. Rows beyond K/G hold 0.
+    In pairs, column ``(n * slices + s) * 2 + sign`` holds digit s of ``|w[n]|`` where the sign of
+    the weight is that of the column (0 positive, 1 negative), else 0. Without pairs, column
+    ``n * slices + s`` holds digit s of ``w[n]`` plus the offset of the codes, and bias columns, the
+    last ones, the digit of the offset that is not 0. Rows that hold no weight hold 0.
     """
-    magnitude = weights.abs().to(torch.int64)
+    whole = weights.to(torch.int64)
+    magnitude = whole.abs() if kind.paired else whole + kind.code_offset
     shifts = torch.arange(kind.slices) * kind.cell_bits
     digits = (magnitude[:, :, None, :] >> shifts[:, None]) & (2**kind.cell_bits - 1)
-    signs = torch.stack((weights > 0, weights < 0), dim=2)
-    held = digits[:, :, :, None, :] * signs[:, :, None, :, :]
-    flat = held.reshape(kind.groups, kind.physical_columns, kind.group_rows).to(torch.float32)
-    rows = tile_rows(kind)
-    flat = torch.nn.functional.pad(flat, (0, kind.row_tiles * rows - kind.group_rows))
-    split = flat.reshape(kind.groups, kind.physical_columns, kind.row_tiles, rows)
-    return split.permute(0, 2, 3, 1).contiguous()
-
-
-def on_grid(values: Tensor, largest: float, terms: int) -> Tensor:
-    """Values up to ``largest`` rounded so that any float32 sum of ``terms`` of them is exact."""
-    bits = 23 - math.ceil(math.log2(max(largest * terms, 1.0)))
-    return torch.round(values * 2.0**bits) * 2.0**-bits
+    if kind.paired:
+        signs = torch.stack((weights > 0, weights < 0), dim=2)
+        digits = digits[:, :, :, None, :] * signs[:, :, None, :, :]
+    flat = digits.reshape(kind.groups, kind.physical_columns, kind.group_rows).to(torch.float32)
+    if kind.bias_columns:
+        held = float(2 ** ((kind.weight_bits - 1) % kind.cell_bits))
+        bias = torch.full((kind.groups, kind.bias_columns, kind.group_rows), held)
+        flat = torch.cat((flat, bias), dim=1)
+    return runs(flat, kind).permute(0, 2, 3, 1).contiguous()
 
 
 def _target(op: Op, ctx: EvalContext) -> CrossbarTarget:
@@ -144,34 +146,34 @@ def _target(op: Op, ctx: EvalContext) -> CrossbarTarget:
 def _program(op: Program, ctx: EvalContext, *, codes: Tensor) -> Matrix:
     target = _target(op, ctx)
     kind = cast("MatrixType", op.matrix.type)
-    weights = codes.detach().reshape(kind.groups, kind.group_columns, kind.group_rows)
+    weights = codes.detach()
+    if kind.row_order == "position":
+        weights = weights.flatten(2).transpose(1, 2)
+    weights = weights.reshape(kind.groups, kind.group_columns, kind.group_rows)
     made = Matrix(kind, weights)
-    noise = target.write_noise
-    if ctx.draws is None or noise.silent:
-        return made
-    ideal = made.ideal
-    low = 1 / target.keys.device.on_off_ratio
-    step = (1 - low) / (target.levels - 1)
-    normal = ctx.draws.per_trial(op.stream, tuple(ideal.shape))
-    meant = (low + ideal * step).expand_as(normal)
-    written = ideal + (noise.sample(meant, normal) - meant) / step
-    # The bound does not depend on which trials run together: 8 sigma lie below twice the range.
-    bound = 2.0 * target.levels * (2**target.keys.dac.bits - 1)
-    made.cells = on_grid(written, bound, ideal.shape[-2])
+    if ctx.draws is not None and not target.cells_are_exact:
+        made.cells = program(kind, made.ideal, target, ctx.draws, op.stream)
     return made
 
 
 @EVAL.register(Mvm, backend="crossbar")
 def _mvm(
-    op: Mvm, ctx: EvalContext, *, x: Tensor, matrix: Matrix, x_zero_point: Tensor | None
+    op: Mvm,
+    ctx: EvalContext,
+    *,
+    x: Tensor,
+    matrix: Matrix,
+    x_zero_point: Tensor | None,
+    weight_zero_point: Tensor | None,
 ) -> Tensor:
     target = _target(op, ctx)
+    kind = matrix.kind
     zero = 0.0 if x_zero_point is None else float(x_zero_point)
     x = x.detach()
     dtype = TORCH_DTYPES[str(tensor(op.y).element)]
     draws = None if target.read_noise.silent else ctx.draws
     if lossless(op, matrix, target, draws):
-        return _integer_product(op, x.to(dtype) - zero, matrix)
+        return _integer_product(op, x.to(dtype) - zero, matrix, weight_zero_point)
     spatial = len(op.kernel)
     axis = tensor(op.x).batch_axis or 0
     x = x.movedim(axis, 0)
@@ -192,38 +194,100 @@ def _mvm(
                 codes.BAD_INPUT, f"{len(draws.samples)} samples have draws, the batch is {batch}"
             )
         )
-    out = torch.empty(tuple(_result_shape(op, x)), dtype=dtype)
-    flat = out.reshape(leading[0], -1, matrix.kind.columns)
+    if tensor(op.x).quant.signed and op.dac_bits > 1:
+        # Several bits at a time have no sign bit of their own: apply x + 2^(bits-1).
+        lift = float(2 ** (op.input_bits - 1))
+        x, zero = x + lift, zero + lift
+    outputs = kind.blocks if kind.split else 1
+    shape = _result_shape(op, x)
+    flat = torch.empty(leading[0], math.prod(shape[1:-1]), outputs, kind.columns, dtype=dtype)
     reader = _Reader(op, target, matrix, draws)
+    weights = _block_sums(matrix.codes, kind, outputs)
+    correction = -zero * weights
+    if weight_zero_point is not None:
+        zeros = weight_zero_point.to(torch.float64).reshape(kind.columns, outputs).T
+        terms = _block_sums(torch.ones(1, 1, kind.group_rows), kind, outputs)
+        correction = correction + zero * zeros * terms
     for trial in range(trials):
         for start, stop in reader.sample_chunks(batch, flat.shape[1]):
             rows = slice(trial * batch + start, trial * batch + stop)
-            flat[rows] = reader.read(_vectors(op, x[rows], matrix.kind, zero), trial, start).to(
-                dtype
-            )
-    flat -= zero * matrix.codes.to(dtype).sum(-1).flatten()
-    out = flat.reshape(out.shape).movedim(-1, -1 - spatial) if spatial else out
+            vectors = _vectors(op, x[rows], kind, zero)
+            made = reader.read(vectors, trial, start)
+            if correction.any():
+                made += correction
+            if weight_zero_point is not None or (kind.code_offset and not kind.biased):
+                inputs = _block_sums(vectors.to(torch.float64), kind, outputs)
+                if weight_zero_point is not None:
+                    made -= zeros * _for_columns(inputs, kind)
+                if kind.code_offset and not kind.biased:
+                    made -= kind.code_offset * _for_columns(inputs, kind)
+            flat[rows] = made.to(dtype)
+    if kind.split:
+        out = flat.transpose(-1, -2).reshape(*shape, kind.blocks)
+    else:
+        out = flat.reshape(shape)
+        out = out.movedim(-1, -1 - spatial) if spatial else out
     return out.movedim(0, axis).contiguous()
+
+
+def _block_sums(rows: Tensor, kind: MatrixType, outputs: int) -> Tensor:
+    """Sums over the rows of each output's block.
+
+    ``[G, N/G, K/G]`` to ``[outputs, N]`` for weights, ``[..., G, K/G]`` to ``[..., outputs]`` or
+    ``[..., G]`` for inputs.
+    """
+    rows = rows.to(torch.float64)
+    if outputs == 1 and not kind.split:
+        sums = rows.sum(-1)
+        return sums.reshape(1, -1) if rows.dim() == 3 else sums
+    padded = torch.nn.functional.pad(rows, (0, kind.blocks * kind.block_rows - kind.group_rows))
+    sums = padded.reshape(*rows.shape[:-1], kind.blocks, kind.block_rows).sum(-1)
+    return sums[0].T if rows.dim() == 3 else sums.squeeze(-2)
+
+
+def _for_columns(inputs: Tensor, kind: MatrixType) -> Tensor:
+    """Sums of inputs shaped for ``[..., outputs, N]``."""
+    if kind.split:
+        return inputs[..., None]
+    return inputs.repeat_interleave(kind.group_columns, dim=-1)[..., None, :]
 
 
 def lossless(op: Mvm, matrix: Matrix, target: CrossbarTarget, draws: Draws | None) -> bool:
     """Whether the read is an exact integer product: ideal cells, no noise, nothing clipped."""
+    top = _code_range(op)[1]
     return (
         matrix.cells is None
         and draws is None
         and op.stream not in matrix.monitors
-        and target.column_offset == 0
+        and (target.column_offset == 0 or op.converts == "pair")
         and op.adc_step == 1.0
-        and op.adc_offset == 0.0
-        and matrix.largest_sum * (2**op.dac_bits - 1) <= 2**op.adc_bits - 1
+        and matrix.largest_sum * (2**op.dac_bits - 1) <= top
     )
 
 
-def _integer_product(op: Mvm, x: Tensor, matrix: Matrix) -> Tensor:
+def _code_range(op: Mvm) -> tuple[float, float]:
+    """Smallest and largest code of a converter."""
+    if op.converts == "pair":
+        return -(2.0 ** (op.adc_bits - 1)), 2.0 ** (op.adc_bits - 1) - 1
+    return 0.0, 2.0**op.adc_bits - 1
+
+
+def _integer_product(op: Mvm, x: Tensor, matrix: Matrix, zeros: Tensor | None) -> Tensor:
     kind = matrix.kind
     weights = matrix.codes.to(x.dtype).reshape(kind.columns, kind.group_rows)
+    if kind.split:
+        pad = (0, kind.blocks * kind.block_rows - kind.group_rows)
+        w = torch.nn.functional.pad(weights, pad).reshape(kind.columns, kind.blocks, -1)
+        if zeros is not None:
+            w = w - zeros.to(x.dtype)[:, :, None]
+        parts = torch.nn.functional.pad(x, pad).reshape(*x.shape[:-1], kind.blocks, -1)
+        return torch.einsum("...jk,njk->...nj", parts, w)
+    if zeros is not None:
+        weights = weights - zeros.to(x.dtype)[:, None]
     if not op.kernel:
         return torch.nn.functional.linear(x, weights)
+    if kind.row_order == "position":
+        weights = weights.reshape(kind.columns, math.prod(op.kernel), -1).transpose(1, 2)
     filters = weights.reshape(kind.columns, -1, *op.kernel)
     return convolve(x, filters, None, op.stride, op.padding, op.dilation, kind.groups)
 
@@ -254,31 +318,41 @@ def _vectors(op: Mvm, x: Tensor, kind: MatrixType, zero: float) -> Tensor:
         reach = op.dilation[axis] * (op.kernel[axis] - 1) + 1
         shape.append((sizes[outer + axis] - reach) // op.stride[axis] + 1)
         stride.append(strides[outer + axis] * op.stride[axis])
-    shape += [sizes[outer - 1], *op.kernel]
-    stride += [strides[outer - 1]]
-    stride += [strides[outer + axis] * op.dilation[axis] for axis in range(count)]
+    channels = sizes[outer - 1] // kind.groups
+    window = [strides[outer + axis] * op.dilation[axis] for axis in range(count)]
+    apart, step = [kind.groups], [channels * strides[outer - 1]]
+    if kind.row_order == "position":
+        shape += [*apart, *op.kernel, channels]
+        stride += [*step, *window, strides[outer - 1]]
+    else:
+        shape += [*apart, channels, *op.kernel]
+        stride += [*step, strides[outer - 1], *window]
     windows = padded.as_strided(shape, stride)
     return windows.reshape(x.shape[0], -1, kind.groups, kind.group_rows)
 
 
 class _Reader:
-    """Reads one matrix with one op: digits, column sums, noise, conversion, shift and add."""
+    """Reads one matrix with one op: digits, column sums, noise, conversion, shift and add.
+
+    Columns are physical ones, or pairs where those are converted; bias columns come last.
+    """
 
     def __init__(
         self, op: Mvm, target: CrossbarTarget, matrix: Matrix, draws: Draws | None
     ) -> None:
         self.op, self.target, self.matrix, self.draws = op, target, matrix, draws
-        self.kind = matrix.kind
+        self.kind = kind = matrix.kind
+        self.pairs = op.converts == "pair"
         self.monitor = matrix.monitors.get(op.stream)
-        self.sums_per_position = (
-            op.digits * self.kind.groups * self.kind.row_tiles * self.kind.physical_columns
-        )
+        self.columns = kind.physical_columns // (2 if self.pairs else 1) + kind.bias_columns
+        self.sums_per_position = op.digits * kind.groups * kind.row_tiles * self.columns
         self.block = max(1, BLOCK // self.sums_per_position)
         low = 1 / target.keys.device.on_off_ratio
         self.step = (1 - low) / (target.levels - 1)
         self.low = low
-        self.signed = tensor(op.x).quant.signed
-        self._variance: tuple[int, Tensor, Tensor, float] | None = None
+        self.twos_complement = tensor(op.x).quant.signed and op.dac_bits == 1
+        self.bottom, self.top = _code_range(op)
+        self._trial = -1
 
     def sample_chunks(self, batch: int, positions: int) -> Iterator[tuple[int, int]]:
         """Runs of samples that are read together."""
@@ -287,169 +361,226 @@ class _Reader:
             yield start, min(batch, start + size)
 
     def read(self, vectors: Tensor, trial: int, first: int) -> Tensor:
-        """Products ``[batch, positions, N]`` of vectors ``[batch, positions, G, K/G]``."""
+        """Products ``[batch, positions, outputs, N]`` of vectors ``[batch, positions, G, K/G]``."""
+        self._select(trial)
         batch, positions = vectors.shape[:2]
         made: list[Tensor] = []
         for number, start in enumerate(range(0, positions, self.block)):
             part = vectors[:, start : start + self.block]
-            sums = self._column_sums(part, trial)
+            digits = self._digits(part)
+            sums = self._column_sums(digits, part)
             if self.fused:
-                made.append(self._fused(sums, trial, first, start))
+                made.append(self._fused(sums, digits, trial, first, start))
                 continue
             if self.draws is not None:
-                sums = self._add_noise(sums, part, trial, first, number)
+                sums = self._add_noise(sums, digits, trial, first, number)
             made.append(self._combine(self._convert(sums)))
         whole = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-        return whole.reshape(batch, positions, self.kind.columns)
+        outputs = self.kind.blocks if self.kind.split else 1
+        return whole.reshape(batch, positions, outputs, self.kind.columns)
 
     @property
     def fused(self) -> bool:
         """Whether the CPU kernel serves this read; the torch form below serves every read."""
-        constant = self.draws is None or self.target.read_noise.constant_variance is not None
-        return USE_KERNEL and self.monitor is None and constant
+        return USE_KERNEL and self.monitor is None
 
-    def _fused(self, sums: Tensor, trial: int, first: int, position: int) -> Tensor:
-        """Noise, conversion and shift-and-add by the kernel; ``[batch, positions, G, N/G]``."""
+    def _paired(self, columns: Tensor) -> Tensor:
+        """Differences of the columns of pairs, where those are converted."""
+        return columns[..., 0::2] - columns[..., 1::2] if self.pairs else columns
+
+    def _select(self, trial: int) -> None:
+        """Ready the cells of a trial."""
+        if trial == self._trial:
+            return
+        self._trial = trial
+        held, cells = self.matrix.of_trial(trial), self.matrix.cells
+        self.product = self._paired(held).flatten(0, 1)
+        groups, tiles = self.kind.groups, self.kind.row_tiles
+        self.shift = torch.zeros(groups, tiles, self.columns)
+        if cells is not None:
+            index = trial if cells.levels.shape[0] > 1 else 0
+            if cells.constant is not None:
+                self.shift += self._paired(cells.constant[index])
+            if cells.converter_offsets is not None:
+                offsets = cells.converter_offsets[index]
+                self.shift += self.op.adc_step * (offsets[..., 0::2] if self.pairs else offsets)
+        self.shift_is_zero = not self.shift.any()
+        self.variance: Tensor | None = None
+        noise = self.target.read_noise
+        self.constant = noise.constant_variance
+        if self.draws is None or self.constant is not None:
+            return
+        conductance = self.low + held * self.step
+        mean, variance = noise.moments(conductance)
+        rows = held.shape[-2] * (2**self.op.dac_bits - 1) ** 2
+        difference = (mean - conductance) / self.step
+        if difference.any():
+            self.product = self.product + on_grid(
+                self._paired(difference).flatten(0, 1), 8.0 * rows
+            )
+        if self.pairs:
+            variance = variance[..., 0::2] + variance[..., 1::2]
+        variance = variance.flatten(0, 1) / self.step**2
+        self.scale = max(float(variance.max()), 1e-30)
+        self.variance = on_grid(variance / self.scale, float(rows))
+
+    def _digits(self, part: Tensor) -> Tensor:
+        """Input digits ``[G * T, batch * positions * digits, rows]``."""
+        kind, op = self.kind, self.op
+        whole = runs(part, kind).permute(2, 3, 0, 1, 4)
+        if op.digits == 1 and not self.twos_complement:
+            flat = whole.reshape(kind.groups * kind.row_tiles, -1, kind.run_rows)
+            return flat.to(torch.float32)
+        shifts = (torch.arange(op.digits, dtype=torch.int32) * op.dac_bits)[:, None]
+        mask: int = 2**op.dac_bits - 1
+        digits: Tensor = (whole.to(torch.int32)[..., None, :] >> shifts) & mask
+        return digits.reshape(kind.groups * kind.row_tiles, -1, kind.run_rows).to(torch.float32)
+
+    def _column_sums(self, digits: Tensor, part: Tensor) -> Tensor:
+        """Ideal or programmed sums ``[G, T, batch, positions, digits, columns]``."""
+        sums = torch.bmm(digits, self.product)
+        if self.target.column_offset and not self.pairs:
+            sums += self.target.column_offset * digits.sum(-1, keepdim=True)
+        shape = (self.kind.groups, self.kind.row_tiles, *part.shape[:2], self.op.digits)
+        return sums.reshape(*shape, self.columns)
+
+    def _deviation(self, digits: Tensor, sums: Tensor) -> Tensor:
+        """Deviation of the read noise of column sums, ``sum_k x_k^2 var(cell k)`` under the root.
+
+        Shaped as the sums, with one column for all where cells have one variance. Cells of other
+        groups on the same bit line add theirs where groups lie on a diagonal.
+        """
+        squares = digits if self.op.dac_bits == 1 else digits**2
+        shape = (*sums.shape[:-1], -1)
+        if self.variance is None:
+            constant = (self.constant or 0.0) / self.step**2 * (2 if self.pairs else 1)
+            made = squares.sum(-1, keepdim=True).reshape(shape) * constant
+        else:
+            made = (torch.bmm(squares, self.variance) * self.scale).reshape(shape)
+        if self.kind.packing == "diagonal" and self.kind.groups_abreast > 1:
+            made = made + self._neighbours(squares.sum(-1).reshape(sums.shape[:-1]))[..., None]
+        return made.sqrt()
+
+    def _neighbours(self, driven: Tensor) -> Tensor:
+        """Variance from driven rows of other groups on the same bit lines, at level 0 here."""
+        off = self.target.read_noise.moments(torch.tensor([self.low], dtype=torch.float64))[1]
+        abreast = self.kind.groups_abreast
+        groups = driven.shape[0]
+        wanted = -(-groups // abreast) * abreast
+        whole = driven.sum(1, keepdim=True)
+        padded = torch.nn.functional.pad(whole, (0, 0) * (whole.dim() - 1) + (0, wanted - groups))
+        shared = padded.reshape(-1, abreast, *whole.shape[1:]).sum(1)
+        others = shared.repeat_interleave(abreast, dim=0)[:groups] - driven
+        return others * float(off) / self.step**2 * (2 if self.pairs else 1)
+
+    def _fused(self, sums: Tensor, digits: Tensor, trial: int, first: int, position: int) -> Tensor:
+        """Noise, conversion and shift-and-add by the kernel."""
         from imcc.backends.crossbar import kernels
 
         kind, op = self.kind, self.op
-        group, tiles, batch, positions, digits, columns = sums.shape
-        spread = torch.zeros(group * tiles, batch, positions, digits)
+        group, tiles, batch, positions, count, columns = sums.shape
+        spread = torch.zeros(1, 1, 1, 1, 1, 1)
         keys = np.zeros(batch, dtype=np.uint64)
         if self.draws is not None:
-            constant = self.target.read_noise.constant_variance or 0.0
-            squares = (self._last_digits**2).sum(-1) * (constant / self.step**2)
-            spread = squares.sqrt().reshape(spread.shape)
+            spread = self._deviation(digits, sums)
             samples = self.draws.samples[first : first + batch]
             trials = (self.draws.trials[trial],)
             keys = replace(self.draws, trials=trials, samples=tuple(samples)).keys(op.stream)
         digit, cell = self._weights()
-        out = torch.empty(batch, positions, group, kind.group_columns, dtype=torch.float64)
+        if kind.split:
+            shape: tuple[int, ...] = (group * kind.blocks, kind.runs_per_block)
+        else:
+            shape = (group, tiles)
+        weights = cell.numpy() if not kind.bias_columns else np.ones(1)
+        outputs = columns // len(weights)
+        out = torch.empty(batch, positions, shape[0], outputs, dtype=torch.float64)
         kernels.convert_and_add(
-            sums.reshape(group * tiles, batch, positions, digits, columns).numpy(),
-            spread.numpy(),
+            sums.reshape(*shape, batch, positions, count, columns).numpy(),
+            (
+                spread.reshape(*shape, *spread.shape[2:]) if self.draws is not None else spread
+            ).numpy(),
+            self.shift.reshape(*shape, columns).numpy(),
             keys,
             position,
             np.float32(op.adc_step),
-            np.float32(op.adc_offset),
-            np.float32(2**op.adc_bits - 1),
+            np.float32(self.bottom),
+            np.float32(self.top),
             digit.numpy(),
-            cell.numpy(),
-            tiles,
+            weights,
             self.draws is not None,
             out.numpy(),
         )
+        if kind.bias_columns:
+            out = self._cells_to_columns(out, cell)
         return out if op.adc_step == 1.0 else out * op.adc_step
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """What a converted digit and a converted cell of a logical column count, float64."""
         kind, op = self.kind, self.op
         digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
-        if self.signed:
+        if self.twos_complement:
             digit[-1] = -digit[-1]
         cell = 2.0 ** (kind.cell_bits * torch.arange(kind.slices, dtype=torch.float64))
-        return digit, torch.stack((cell, -cell), dim=1).flatten()
+        if kind.paired and not self.pairs:
+            cell = torch.stack((cell, -cell), dim=1).flatten()
+        return digit, cell
 
-    def _digits(self, part: Tensor) -> Tensor:
-        """Input digits ``[G * row tiles, batch * positions * digits, rows]``."""
-        kind, op = self.kind, self.op
-        rows = tile_rows(kind)
-        whole = torch.nn.functional.pad(
-            part.to(torch.int32), (0, kind.row_tiles * rows - kind.group_rows)
-        )
-        batch, positions = part.shape[:2]
-        whole = whole.reshape(batch, positions, kind.groups, kind.row_tiles, rows)
-        whole = whole.permute(2, 3, 0, 1, 4)
-        shifts = (torch.arange(op.digits, dtype=torch.int32) * op.dac_bits)[:, None]
-        mask: int = 2**op.dac_bits - 1
-        digits: Tensor = (whole[..., None, :] >> shifts) & mask
-        return digits.reshape(kind.groups * kind.row_tiles, -1, rows).to(torch.float32)
+    def _cells_to_columns(self, values: Tensor, cell: Tensor) -> Tensor:
+        """Logical columns ``[..., N/G]`` from physical ones, less the bias of their crossbar."""
+        kind = self.kind
+        plain = values[..., : values.shape[-1] - kind.bias_columns]
+        made = plain.reshape(*plain.shape[:-1], kind.group_columns, -1) @ cell.to(values.dtype)
+        if not kind.bias_columns:
+            return made
+        weight = 2.0 ** (kind.cell_bits * ((kind.weight_bits - 1) // kind.cell_bits))
+        cells = torch.arange(kind.physical_columns) // kind.usable_columns
+        # The bias belongs to the crossbar that holds the digit which the bias is in.
+        slice_ = (kind.weight_bits - 1) // kind.cell_bits
+        tile = cells.reshape(kind.group_columns, kind.slices)[:, slice_]
+        return made - weight * values[..., kind.physical_columns :][..., tile]
 
-    def _column_sums(self, part: Tensor, trial: int) -> Tensor:
-        """Ideal or programmed sums ``[G, row tiles, batch, positions, digits, columns]``."""
-        digits = self._digits(part)
-        cells = self.matrix.of_trial(trial)
-        sums = torch.bmm(digits, cells.reshape(-1, *cells.shape[-2:]))
-        if self.target.column_offset:
-            sums += self.target.column_offset * digits.sum(-1, keepdim=True)
-        self._last_digits = digits
-        return sums.reshape(
-            self.kind.groups,
-            self.kind.row_tiles,
-            part.shape[0],
-            part.shape[1],
-            self.op.digits,
-            self.kind.physical_columns,
-        )
-
-    def _add_noise(self, sums: Tensor, part: Tensor, trial: int, first: int, number: int) -> Tensor:
-        """Add read noise, referred to the column: variance ``sum_k x_k^2 var(cell k)``."""
+    def _add_noise(
+        self, sums: Tensor, digits: Tensor, trial: int, first: int, number: int
+    ) -> Tensor:
+        """Add read noise, referred to the column."""
         if self.draws is None:
             return sums
-        squares = self._last_digits**2
-        noise = self.target.read_noise
-        constant = noise.constant_variance
-        if constant is not None:
-            spread = (squares.sum(-1, keepdim=True) * (constant / self.step**2)).sqrt()
-        else:
-            mean, variance, scale = self._moments(trial)
-            spread = (torch.bmm(squares, variance) * scale).sqrt()
-            sums = sums + torch.bmm(self._last_digits, mean).reshape(sums.shape)
-        group, tiles, batch, positions, digits, columns = sums.shape
+        group, tiles, batch, positions, count, columns = sums.shape
         stream = self.op.stream if number == 0 else f"{self.op.stream}/{number}"
         keyed = replace(
             self.draws,
             trials=(self.draws.trials[trial],),
             samples=tuple(self.draws.samples[first : first + batch]),
         )
-        normal = keyed.per_read(stream, (group, tiles, positions, digits, columns))
+        normal = keyed.per_read(stream, (group, tiles, positions, count, columns))
         normal = normal.permute(1, 2, 0, 3, 4, 5)
-        return sums + normal * spread.reshape(group, tiles, batch, positions, digits, -1)
-
-    def _moments(self, trial: int) -> tuple[Tensor, Tensor, float]:
-        """Mean shift and relative variance of each cell in level units, for models of any form."""
-        if self._variance is None or self._variance[0] != trial:
-            cells = self.matrix.of_trial(trial)
-            held = self.low + cells * self.step
-            mean, variance = self.target.read_noise.moments(held)
-            shift, spread = (mean - held) / self.step, variance / self.step**2
-            scale = max(float(spread.max()), 1e-30)
-            rows = cells.shape[-2] * (2**self.op.dac_bits - 1) ** 2
-            shape = (-1, *cells.shape[-2:])
-            self._variance = (
-                trial,
-                on_grid(shift, 8.0, rows).reshape(shape),
-                on_grid(spread / scale, 1.0, rows).reshape(shape),
-                scale,
-            )
-        _, mean, variance, scale = self._variance
-        return mean, variance, scale
+        return sums + normal * self._deviation(digits, sums)
 
     def _convert(self, sums: Tensor) -> Tensor:
         """Codes of the converters; with a monitor, the sums themselves."""
         if self.monitor is not None:
             self.monitor.record(sums)
             return sums
-        op = self.op
-        scaled = (sums - op.adc_offset) / op.adc_step if op.adc_offset else sums / op.adc_step
-        return scaled.round_().clamp_(0, 2**op.adc_bits - 1)
+        if not self.shift_is_zero:
+            sums = sums + self.shift[:, :, None, None, None]
+        return (sums / self.op.adc_step).round_().clamp_(self.bottom, self.top)
 
     def _combine(self, converted: Tensor) -> Tensor:
-        """Sum over row tiles, digits, slices and signs; ``[batch, positions, G, N/G]``.
+        """Sum over runs, digits, slices and signs; ``[batch, positions, outputs, N/G]``.
 
         Converter codes are integers and are added as such, exactly; the converter's step is
-        applied once at the end. Its offset cancels in the difference of a pair.
+        applied once at the end.
         """
         kind, op = self.kind, self.op
         digit, cell = self._weights()
         largest = kind.row_tiles * 2.0**op.adc_bits * float(digit.abs().sum() * cell.abs().sum())
         exact = self.monitor is None and largest < EXACT_FLOAT32
         dtype = torch.float32 if exact else torch.float64
+        if kind.split:
+            converted = converted.reshape(kind.blocks, kind.runs_per_block, *converted.shape[2:])
         total = converted.sum(1).to(dtype)
-        group, batch, positions, digits, _ = total.shape
-        total = total.reshape(group, batch, positions, digits, kind.group_columns, -1)
-        weighted = (total @ cell.to(dtype)) * digit.to(dtype)[:, None]
+        weighted = self._cells_to_columns(total, cell) * digit.to(dtype)[:, None]
         made = weighted.sum(3).permute(1, 2, 0, 3)
         if self.monitor is not None:
-            return made.round()
+            return made.double().round()
         return made if op.adc_step == 1.0 else made.to(torch.float64) * op.adc_step

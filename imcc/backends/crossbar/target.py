@@ -7,9 +7,10 @@ rules of this backend get.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +23,7 @@ from pydantic import (
 
 from imcc.backends.api import Target
 from imcc.backends.crossbar.noise import (
+    CellScale,
     NoiseKeys,
     NoiseModel,
     NoNoiseKeys,
@@ -32,33 +34,70 @@ from imcc.backends.keys import Component, Keys
 from imcc.ir.diagnostics import did_you_mean
 
 
+class Wires(Keys):
+    """Resistance of word and bit lines."""
+
+    model: Literal["none", "exact", "fast"] = Field(
+        default="none",
+        description="none, the exact solution of the circuit, or two ladders for each cell",
+    )
+    word_line_ohm: float = Field(
+        default=0.0, ge=0, description="a word line from one column to the next"
+    )
+    bit_line_ohm: float = Field(
+        default=0.0, ge=0, description="a bit line from one row to the next"
+    )
+    source: str = Field(default="", description="where the resistances come from")
+
+    @model_validator(mode="after")
+    def _sourced(self) -> Wires:
+        if self.model != "none" and not (self.word_line_ohm or self.bit_line_ohm):
+            raise ValueError("a model of wires needs word_line_ohm or bit_line_ohm above 0")
+        return self
+
+
+Encoding = Literal["differential", "sign_arrays", "offset", "bias_column"]
+
+
 class Array(Keys):
     """One crossbar."""
 
     rows: int = Field(ge=1, le=4096, description="word lines of one crossbar")
-    columns: int = Field(ge=2, le=4096, description="bit lines of one crossbar, even")
+    columns: int = Field(ge=2, le=4096, description="bit lines of one crossbar")
     cell_bits: int = Field(ge=1, le=8, description="bits of one cell: 2^cell_bits levels")
-    encoding: Literal["differential"] = Field(
-        default="differential", description="positive and negative weights in a pair of columns"
+    encoding: Encoding = Field(
+        default="differential",
+        description="signed weights: in pairs of columns; positive and negative ones in arrays of "
+        "their own; with 2^(bits-1) added, taken off digitally (offset) or by the reading of a "
+        "column of that value in each array (bias_column)",
     )
     dummy_column: bool = Field(
         default=True,
         description="subtract the current of a column of off cells before conversion, so that a "
         "finite on/off ratio adds no offset to the column sum",
     )
-
-    @field_validator("columns")
-    @classmethod
-    def _even(cls, columns: int) -> int:
-        if columns % 2:
-            raise ValueError("must be even, for a differential pair takes two columns")
-        return columns
+    kernel_mapping: Literal["im2col", "per_position"] = Field(
+        default="im2col",
+        description="rows of a convolution: the whole window, or arrays for each kernel position",
+    )
+    grouped: Literal["separate", "diagonal", "stacked"] = Field(
+        default="separate",
+        description="groups of a grouped convolution: arrays of their own; side by side on rows "
+        "and columns of their own, read at once; on top of one another, read in turn",
+    )
+    wires: Wires = Field(default=Wires(), description="IR drop")
 
 
 class Dac(Keys):
     """Drivers of the rows."""
 
     bits: int = Field(default=1, ge=1, le=8, description="input bits applied in one read")
+    offset_lsb: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of a driver's error, fixed for a chip: of the size of its "
+        "pulse (1 bit) or added to its output (more bits), in input steps",
+    )
 
 
 class Adc(Keys):
@@ -66,6 +105,46 @@ class Adc(Keys):
 
     bits: int = Field(ge=1, le=16, description="bits of one conversion")
     columns_per_adc: int = Field(ge=1, description="columns that take turns at one converter")
+    converts: Literal["column", "pair"] = Field(
+        default="column", description="each column, or the difference of a differential pair"
+    )
+    range: Literal["calibrated", "full", "exact", "fixed"] = Field(
+        default="calibrated",
+        description="what the top code stands for: the largest sum in calibration, the largest "
+        "possible sum, one code for each possible sum (refused if bits are too few), full_scale",
+    )
+    full_scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="column sum of the top code, in units of one level times one input step",
+    )
+    offset_lsb: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of a converter's offset, fixed for a chip, in its steps",
+    )
+
+    @model_validator(mode="after")
+    def _scale(self) -> Adc:
+        if (self.full_scale is None) == (self.range == "fixed"):
+            raise ValueError('full_scale is needed with range = "fixed", and only there')
+        return self
+
+
+class Stuck(Keys):
+    """Cells that no write changes."""
+
+    off_fraction: float = Field(default=0.0, ge=0, le=1, description="share of cells at g_min")
+    on_fraction: float = Field(default=0.0, ge=0, le=1, description="share of cells at g_max")
+    map_seed: int | None = Field(
+        default=None, ge=0, description="one map of faults for all trials; absent: one for each"
+    )
+
+    @model_validator(mode="after")
+    def _share(self) -> Stuck:
+        if self.off_fraction + self.on_fraction > 1:
+            raise ValueError("off_fraction and on_fraction add up to more than 1")
+        return self
 
 
 class Device(Keys):
@@ -73,7 +152,16 @@ class Device(Keys):
 
     g_max_us: float = Field(gt=0, description="conductance of the highest level, in microsiemens")
     on_off_ratio: float = Field(gt=1, description="g_max / g_min")
+    levels: int | None = Field(
+        default=None, ge=2, description="levels that the device can hold; absent: as many as asked"
+    )
+    read_time_s: float = Field(
+        default=0.0, ge=0, description="time from the end of programming to the reads, in seconds"
+    )
+    stuck: Stuck = Field(default=Stuck(), description="faulty cells")
     write_noise: NoiseKeys = Field(description="noise of writing; its model says which keys")
+    variation: NoiseKeys = Field(description="spread from device to device, kept through writes")
+    drift: NoiseKeys = Field(description="change from programming to read_time_s")
     read_noise: NoiseKeys = Field(description="noise of reading; its model says which keys")
 
 
@@ -184,27 +272,64 @@ class TargetKeys(Keys):
 
     @model_validator(mode="after")
     def _fit(self) -> TargetKeys:
-        columns, share = self.array.columns, self.adc.columns_per_adc
-        if share > columns or columns % share:
-            raise ValueError(f"adc.columns_per_adc ({share}) must divide array.columns ({columns})")
+        array, adc, device = self.array, self.adc, self.device
+        if adc.columns_per_adc > array.columns:
+            raise ValueError(
+                f"adc.columns_per_adc ({adc.columns_per_adc}) exceeds array.columns "
+                f"({array.columns})"
+            )
+        if device.levels is not None and 2**array.cell_bits > device.levels:
+            raise ValueError(
+                f"array.cell_bits ({array.cell_bits}) needs {2**array.cell_bits} levels, "
+                f"device.levels is {device.levels}"
+            )
+        pairs = array.encoding in ("differential", "sign_arrays")
+        if adc.converts == "pair" and not pairs:
+            raise ValueError(
+                'adc.converts = "pair" needs array.encoding = "differential" or "sign_arrays"'
+            )
+        if adc.converts == "pair" and adc.bits < 2:
+            raise ValueError("adc.bits must be at least 2 for signed conversions of pairs")
+        if adc.range == "exact":
+            largest = array.rows * (2**array.cell_bits - 1) * (2**self.dac.bits - 1)
+            codes = 2 ** (adc.bits - 1) - 1 if adc.converts == "pair" else 2**adc.bits - 1
+            if largest > codes:
+                raise ValueError(
+                    f'adc.range = "exact": a column of {array.rows} rows sums to up to {largest}, '
+                    f"adc.bits = {adc.bits} has codes up to {codes}"
+                )
+        if array.wires.model != "none" and array.grouped != "separate":
+            raise ValueError(
+                f'array.wires.model = "{array.wires.model}" needs array.grouped = "separate": IR '
+                "drop between groups that share an array is not modelled"
+            )
         return self
 
 
+NOISE_TABLES = {
+    "write": ("write_noise", "gaussian_write"),
+    "device": ("variation", "none"),
+    "drift": ("drift", "none"),
+    "read": ("read_noise", "gaussian_read"),
+}
+"""Kind of a noise model to its table in ``device`` and the model that an empty table means."""
+
+
 @lru_cache(maxsize=64)
-def _keys_with(write: str, read: str) -> type[TargetKeys]:
-    """:class:`TargetKeys` whose noise tables have the keys of these models."""
+def _keys_with(*chosen: str) -> type[TargetKeys]:
+    """:class:`TargetKeys` whose noise tables have the keys of these models, one for each kind."""
     tables: dict[str, Any] = {}
-    for kind, name in (("write", write), ("read", read)):
+    for (kind, (table, usual)), name in zip(NOISE_TABLES.items(), chosen, strict=True):
         base = find_noise_model(name).Keys if name in noise_model_names() else NoNoiseKeys
         held = base.model_fields["model"]
-        default = {} if held.is_required() else {"default": held.default}
+        default: Any = usual if name == usual else ...
         choice: Any = (
             Annotated[str, AfterValidator(partial(_noise_model, kind))],
-            Field(description=held.description, **default),
+            Field(default, description=held.description),
         )
-        table: Any = create_model(base.__name__, __base__=base, __doc__=base.__doc__, model=choice)
-        described = Device.model_fields[f"{kind}_noise"].description
-        tables[f"{kind}_noise"] = (table, Field(default_factory=table, description=described))
+        made: Any = create_model(base.__name__, __base__=base, __doc__=base.__doc__, model=choice)
+        described = Device.model_fields[table].description
+        tables[table] = (made, Field(default_factory=made, description=described))
     device: Any = create_model("Device", __base__=Device, __doc__=Device.__doc__, **tables)
     described = TargetKeys.model_fields["device"].description
     return create_model(
@@ -220,16 +345,29 @@ def _noise_model(kind: str, name: str) -> str:
         known = noise_model_names()
         raise ValueError(f"must be one of {', '.join(known)}{did_you_mean(name, known)}")
     if find_noise_model(name).kind not in (kind, "any"):
-        raise ValueError(f"must be a model of {kind} noise")
+        what = "variation between devices" if kind == "device" else kind
+        raise ValueError(f"must be a model of {what if what == 'drift' else what + ' noise'}")
     return name
 
 
-def _chosen(data: Mapping[str, Any], kind: str) -> str:
-    """The noise model that target data names; its default where it names none."""
+def _chosen(data: Mapping[str, Any], table: str, usual: str) -> str:
+    """The noise model that target data names; the usual one where it names none."""
     name: Any = data
-    for key in ("device", f"{kind}_noise", "model"):
+    for key in ("device", table, "model"):
         name = name.get(key) if isinstance(name, Mapping) else None
-    return name if isinstance(name, str) else f"gaussian_{kind}"
+    return name if isinstance(name, str) else usual
+
+
+def _resolved(data: dict[str, Any], chosen: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Target data in which noise tables hold what their files say."""
+    device = data.get("device")
+    if not isinstance(device, Mapping):
+        return data
+    made = dict(device)
+    for (table, _), name in zip(NOISE_TABLES.values(), chosen, strict=True):
+        if isinstance(made.get(table), Mapping) and name in noise_model_names():
+            made[table] = find_noise_model(name).Keys.resolve(dict(made[table]), folder)
+    return {**data, "device": made}
 
 
 @dataclass(frozen=True)
@@ -254,9 +392,25 @@ class CrossbarTarget(Target):
         return 0.0 if self.keys.array.dummy_column else self.off_level
 
     @property
+    def cell_scale(self) -> CellScale:
+        """What noise models need to know of a cell."""
+        device = self.keys.device
+        return CellScale(device.g_max_us, 1 / device.on_off_ratio, device.read_time_s)
+
+    @property
     def write_noise(self) -> NoiseModel:
         """The write-noise model; fractions of g_max."""
         return self._noise(self.keys.device.write_noise)
+
+    @property
+    def variation(self) -> NoiseModel:
+        """The model of the spread between devices; fractions of g_max."""
+        return self._noise(self.keys.device.variation)
+
+    @property
+    def drift(self) -> NoiseModel:
+        """The drift model; fractions of g_max."""
+        return self._noise(self.keys.device.drift)
 
     @property
     def read_noise(self) -> NoiseModel:
@@ -264,7 +418,26 @@ class CrossbarTarget(Target):
         return self._noise(self.keys.device.read_noise)
 
     def _noise(self, keys: NoiseKeys) -> NoiseModel:
-        return find_noise_model(keys.model).create(keys, 1 - 1 / self.keys.device.on_off_ratio)
+        return find_noise_model(keys.model).create(keys, self.cell_scale)
+
+    @property
+    def cells_are_exact(self) -> bool:
+        """Whether every programmed cell reads as exactly its level."""
+        keys = self.keys
+        return (
+            self.write_noise.silent
+            and self.variation.silent
+            and self.drift.silent
+            and not (keys.device.stuck.off_fraction or keys.device.stuck.on_fraction)
+            and keys.array.wires.model == "none"
+            and not (keys.dac.offset_lsb or keys.adc.offset_lsb)
+        )
+
+    @property
+    def top_code(self) -> int:
+        """The largest code of a converter."""
+        bits = self.keys.adc.bits
+        return int(2 ** (bits - 1) - 1 if self.keys.adc.converts == "pair" else 2**bits - 1)
 
     def largest_column_sum(self, rows: int) -> float:
         """The largest column sum of ``rows`` cells: every cell and every input digit at its top."""
@@ -272,20 +445,23 @@ class CrossbarTarget(Target):
         inputs: int = 2**self.keys.dac.bits - 1
         return rows * top * inputs
 
-    def full_range_step(self, rows: int) -> float:
-        """Converter step that loses nothing to clipping: 1 where that is lossless too."""
-        codes: int = 2**self.keys.adc.bits - 1
-        return max(1.0, self.largest_column_sum(rows) / codes)
+    def initial_step(self, rows: int) -> float:
+        """Converter step before calibration: by ``adc.range``; at least 1 unless it is fixed."""
+        adc = self.keys.adc
+        if adc.full_scale is not None:
+            return adc.full_scale / self.top_code
+        return max(1.0, self.largest_column_sum(rows) / self.top_code)
 
     @property
     def mux_steps(self) -> int:
         """Conversions that one converter makes for each input digit."""
-        return self.keys.adc.columns_per_adc
+        columns = 2 if self.keys.adc.converts == "pair" else 1
+        return -(-self.keys.adc.columns_per_adc // columns)
 
     @property
     def adcs_per_crossbar(self) -> int:
         """Converters of one crossbar."""
-        return self.keys.array.columns // self.keys.adc.columns_per_adc
+        return -(-self.keys.array.columns // self.keys.adc.columns_per_adc)
 
     @property
     def crossbars_per_tile(self) -> int:
@@ -312,6 +488,8 @@ def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
     """Validate target data; see :func:`imcc.backends.targets.find_target` for what it raises."""
     from imcc.backends.targets import validate, write_toml
 
-    keys = validate(_keys_with(_chosen(data, "write"), _chosen(data, "read")), data, origin)
+    chosen = [_chosen(data, table, usual) for table, usual in NOISE_TABLES.values()]
+    data = _resolved(data, chosen, Path(origin).parent)
+    keys = validate(_keys_with(*chosen), data, origin)
     full = keys.model_dump(exclude_none=True)
     return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys)

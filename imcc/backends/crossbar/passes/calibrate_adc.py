@@ -17,7 +17,8 @@ class CalibrateAdc(Pass):
     Calibration inputs run on ideal devices with converters bypassed. With ``top`` the largest
     column sum seen (or a percentile of all sums, above which converters clip), the step is
     ``max(1, top / (2^adc_bits - 1))``: a step below 1 would resolve nothing, since ideal sums are
-    integers. The range starts at 0, as column sums of a differential pair are not negative.
+    integers. The range starts at 0, as column sums are not negative; where the difference of a pair
+    is converted, its size counts and half of the codes are negative.
 
     The promise compares with converters that lose nothing.
     """
@@ -72,4 +73,5 @@ class CalibrateAdc(Pass):
             share = 1.0 if self.range == "max" else self.percentile / 100
             for op in reads:
                 top = monitors[op.stream].quantile(share)
-                rewriter.set_attributes(op, adc_step=max(1.0, top / (2**op.adc_bits - 1)))
+                codes = 2 ** (op.adc_bits - (op.converts == "pair")) - 1
+                rewriter.set_attributes(op, adc_step=max(1.0, top / codes))

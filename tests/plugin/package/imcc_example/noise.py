@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from imcc.backends.crossbar.noise import NoiseKeys, NoiseModel
+from imcc.backends.crossbar.noise import CellScale, Kind, NoiseKeys, NoiseModel
 
 
 class LognormalKeys(NoiseKeys):
@@ -26,14 +26,14 @@ class LognormalWrite(NoiseModel):
     ``E[g'] = g`` and ``var[g'] = g^2 (exp(s^2) - 1)``, the moments of a log-normal.
     """
 
-    kind: ClassVar[Literal["write", "read", "any"]] = "write"
+    kind: ClassVar[Kind] = "write"
     Keys: ClassVar[type[NoiseKeys]] = LognormalKeys
 
     sigma: float
 
     @classmethod
-    def create(cls, keys: LognormalKeys, g_range: float) -> LognormalWrite:
-        """From ``sigma_log``; ``g_range`` plays no part in a relative error."""
+    def create(cls, keys: LognormalKeys, cell: CellScale) -> LognormalWrite:
+        """From ``sigma_log``; the range of the cell plays no part in a relative error."""
         return cls(keys.sigma_log)
 
     @property

@@ -2,11 +2,14 @@
 
 import torch
 
+from imcc.backends.crossbar.noise import CellScale
 from imcc_example.noise import LognormalKeys, LognormalWrite
+
+CELL = CellScale(g_max_us=1.0, g_min=0.1)
 
 
 def test_moments_agree_with_samples():
-    model = LognormalWrite.create(LognormalKeys(model="lognormal_write", sigma_log=0.2), 0.9)
+    model = LognormalWrite.create(LognormalKeys(model="lognormal_write", sigma_log=0.2), CELL)
     g = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(200_000, 3, dtype=torch.float64, generator=generator)
