@@ -132,10 +132,10 @@ def page(rows: list[Row]) -> str:
         lines.append(f"| {row['what']} | {found} |")
     lines += [
         "",
-        "Errors of IR drop are of the effective matrix: the largest relative one of an entry against",
-        "badcrossbar, and in the Frobenius norm for the fast form. Ratios of noise are sample over",
-        "theory. The converter's area follows the survey regression, which is several times ISAAC's;",
-        "the energies agree within a factor of 2.",
+        "Errors of IR drop are of the effective matrix: the largest relative one of an entry",
+        "against badcrossbar, and in the Frobenius norm for the fast form. Ratios of noise are",
+        "sample over theory. The converter's area follows the survey regression, which is several",
+        "times ISAAC's; the energies agree within a factor of 2.",
         "",
     ]
     return "\n".join(lines)
