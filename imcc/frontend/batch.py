@@ -38,9 +38,10 @@ class BatchLayout:
 
 
 def batch_layout(module: nn.Module, inputs: Inputs, exchanged: Exchanged) -> BatchLayout:
-    """Find the batch axis; runs the model once more where it holds spiking neurons.
+    """Find the batch axis; runs the model some more times where it holds spiking neurons.
 
-    Axis 0 is time if a model that gets it twice as long computes more time steps.
+    The batch is the axis whose double size makes neurons compute as many steps of twice as many
+    elements; axis 0 where neither does.
     """
     first = next(item for item in inputs.leaves() if isinstance(item, Tensor))
     if not first.dim():
@@ -49,24 +50,38 @@ def batch_layout(module: nn.Module, inputs: Inputs, exchanged: Exchanged) -> Bat
     steps = exchanged.flattened_steps
     if steps > 1 and size % steps == 0:
         return BatchLayout(size // steps, steps=steps)
-    if exchanged.steps and first.dim() > 1 and _is_time(module, inputs, exchanged, size):
-        return BatchLayout(int(first.shape[1]), time=size)
+    if not exchanged.computed[0] or first.dim() < 2:
+        return BatchLayout(size)
+    shape = tuple(first.shape[:2])
+    once = _computed(module, inputs, exchanged, shape, None)
+    twice = (once[0], 2 * once[1])
+    if _computed(module, inputs, exchanged, shape, 0) == twice:
+        return BatchLayout(size)
+    if _computed(module, inputs, exchanged, shape, 1) == twice:
+        return BatchLayout(shape[1], time=size)
     return BatchLayout(size)
 
 
-def _is_time(module: nn.Module, inputs: Inputs, exchanged: Exchanged, size: int) -> bool:
-    def run(times: int) -> int:
-        def longer(leaf: Any) -> Any:
-            fits = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-            return torch.cat([leaf] * times) if fits else leaf
+def _computed(
+    module: nn.Module,
+    inputs: Inputs,
+    exchanged: Exchanged,
+    shape: tuple[int, ...],
+    doubled: int | None,
+) -> tuple[int, int]:
+    """Steps and elements of a run with an axis of the inputs doubled; zeros if it fails."""
+    count = (doubled or 0) + 1
 
-        before = exchanged.steps
-        changed = inputs.with_leaves([longer(leaf) for leaf in inputs.leaves()])
-        module(*changed.arguments(), **changed.keywords())
-        return exchanged.steps - before
+    def larger(leaf: Any) -> Any:
+        fits = isinstance(leaf, Tensor) and tuple(leaf.shape[:count]) == shape[:count]
+        return torch.cat([leaf, leaf], dim=count - 1) if fits else leaf
 
+    before = exchanged.computed
+    leaves = inputs.leaves()
+    changed = inputs if doubled is None else inputs.with_leaves([larger(leaf) for leaf in leaves])
     try:
-        return run(2) > run(1)
+        module(*changed.arguments(), **changed.keywords())
     except Exception:
-        # A model that takes one size only says nothing; its axis 0 counts as the batch.
-        return False
+        return (0, 0)
+    after = exchanged.computed
+    return after[0] - before[0], after[1] - before[1]

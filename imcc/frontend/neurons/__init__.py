@@ -36,12 +36,13 @@ class Exchanged:
 
     neurons: list[Neuron] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
-    _before: int = field(default_factory=lambda: _steps_computed())
+    _before: tuple[int, int] = field(default_factory=lambda: _computed())
 
     @property
-    def steps(self) -> int:
-        """Time steps that neurons computed since the exchange."""
-        return _steps_computed() - self._before
+    def computed(self) -> tuple[int, int]:
+        """Time steps and elements that neurons computed since the exchange."""
+        steps, elements = _computed()
+        return steps - self._before[0], elements - self._before[1]
 
     @property
     def flattened_steps(self) -> int:
@@ -86,10 +87,10 @@ def exchanged_neurons(model: nn.Module) -> Iterator[Exchanged]:
         yield exchanged
 
 
-def _steps_computed() -> int:
+def _computed() -> tuple[int, int]:
     # A model without spiking neurons has not loaded their ops.
     ops = sys.modules.get("imcc.frontend.neurons.ops")
-    return 0 if ops is None else int(ops.steps_computed())
+    return (0, 0) if ops is None else (int(ops.computed()[0]), int(ops.computed()[1]))
 
 
 def _exchange_of(module: nn.Module) -> Exchange | None:

@@ -28,12 +28,12 @@ _PARAMETERS = {"leaks": "leak", "gains": "gain", "rests": "rest", "thresholds": 
 """Operands that an attribute stands for where they are one number."""
 
 
-_computed = 0
+_computed = [0, 0]
 
 
-def steps_computed() -> int:
-    """Time steps that neurons of any model computed in this process, outside of an export."""
-    return _computed
+def computed() -> tuple[int, int]:
+    """Time steps and elements that neurons computed in this process, outside of an export."""
+    return _computed[0], _computed[1]
 
 
 def _run(kind: Neuron, form: str, operands: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,8 @@ def _run(kind: Neuron, form: str, operands: dict[str, Tensor | None]) -> tuple[T
     }
     op = kind(**values, **json.loads(form))
     op.verify()
-    global _computed
-    _computed += given["x"].shape[0] if op.time_axis else 1
+    _computed[0] += given["x"].shape[0] if op.time_axis else 1
+    _computed[1] += given["x"].numel()
     held = {values[name]: item for name, item in given.items()}
     fired, membrane = evaluate_op(op, held, EvalContext({}, ResourceStore({})))
     # A custom op may not return the same tensor twice.
