@@ -26,7 +26,7 @@ from imcc.runtime.history import History, HistoryRecorder
 
 PAGE, STYLES, SCRIPTS = (
     "page.html",
-    ("tokens.css", "page.css", "panels.css"),
+    ("tokens.css", "page.css", "panels.css", "views.css"),
     (
         "dom.js",
         "program.js",
@@ -37,6 +37,7 @@ PAGE, STYLES, SCRIPTS = (
         "scopes.js",
         "graph.js",
         "navigate.js",
+        "search.js",
         "inspect.js",
         "cost.js",
         "tiles.js",

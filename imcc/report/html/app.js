@@ -23,8 +23,13 @@ class App {
     const { head } = this;
     document.getElementById("model").textContent = head.model.name;
     const ops = Object.values(head.ops).reduce((sum, number) => sum + number, 0);
-    document.getElementById("subtitle").textContent = [`on ${head.targets[0].name}`, plural(ops, "op"),
-      `phase ${head.phase}`, `seed ${head.seed}`, `imcc ${head.imcc_version}`].join(" · ");
+    document.getElementById("subtitle").textContent = [
+      `on ${head.targets[0].name}`,
+      plural(ops, "op"),
+      `phase ${head.phase}`,
+      `seed ${head.seed}`,
+      `imcc ${head.imcc_version}`,
+    ].join(" · ");
   }
 
   // -- theme -----------------------------------------------------------------------------------
@@ -32,17 +37,29 @@ class App {
   theme() {
     const button = document.getElementById("theme");
     const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    const kept = () => { try { return localStorage.getItem("imcc-theme"); } catch { return null; } };
+    const kept = () => {
+      try {
+        return localStorage.getItem("imcc-theme");
+      } catch {
+        return null;
+      }
+    };
     let chosen = ["light", "dark"].includes(kept()) ? kept() : "auto";
     const apply = () => {
       const now = chosen === "auto" ? (dark.matches ? "dark" : "light") : chosen;
       document.documentElement.dataset.theme = now;
-      button.textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[chosen];
+      button.textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[
+        chosen
+      ];
       this.views.schedule?.draw();
     };
     button.addEventListener("click", () => {
       chosen = { auto: "light", light: "dark", dark: "auto" }[chosen];
-      try { localStorage.setItem("imcc-theme", chosen); } catch { /* kept for this view only */ }
+      try {
+        localStorage.setItem("imcc-theme", chosen);
+      } catch {
+        /* kept for this view only */
+      }
       apply();
     });
     dark.addEventListener("change", apply);
@@ -56,12 +73,31 @@ class App {
     const main = document.getElementById("main");
     this.buttons = {};
     for (const [name, title] of Object.entries(TABS)) {
-      const button = h("button", {
-        type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, "aria-selected": "false", "data-title": title,
-        tabindex: "-1", onclick: () => this.open(name),
-      }, title);
-      const panel = h("div", { class: "panel", role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, hidden: true },
-        h("p", { class: "muted" }, "Unpacking …"));
+      const button = h(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: `tab-${name}`,
+          "aria-controls": `panel-${name}`,
+          "aria-selected": "false",
+          "data-title": title,
+          tabindex: "-1",
+          onclick: () => this.open(name),
+        },
+        title,
+      );
+      const panel = h(
+        "div",
+        {
+          class: "panel",
+          role: "tabpanel",
+          id: `panel-${name}`,
+          "aria-labelledby": `tab-${name}`,
+          hidden: true,
+        },
+        h("p", { class: "muted" }, "Unpacking …"),
+      );
       this.buttons[name] = button;
       this.panels[name] = panel;
       bar.append(button);
@@ -70,7 +106,9 @@ class App {
     bar.addEventListener("keydown", (event) => {
       const names = Object.keys(TABS);
       const at = names.indexOf(this.current);
-      const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: names.length - 1 }[event.key];
+      const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: names.length - 1 }[
+        event.key
+      ];
       if (next === undefined) return;
       event.preventDefault();
       const name = names[(next + names.length) % names.length];
@@ -103,8 +141,11 @@ class App {
 
   fill(name, request) {
     const make = {
-      passes: () => new PassesView(this), graph: () => new GraphView(this), cost: () => new CostView(this),
-      tiles: () => new TilesView(this), schedule: () => new ScheduleView(this),
+      passes: () => new PassesView(this),
+      graph: () => new GraphView(this),
+      cost: () => new CostView(this),
+      tiles: () => new TilesView(this),
+      schedule: () => new ScheduleView(this),
     }[name];
     if (!make) return;
     if (!this.views[name]) {
@@ -117,12 +158,18 @@ class App {
   // -- body ------------------------------------------------------------------------------------
 
   async unpack() {
-    const packed = Uint8Array.from(atob(document.getElementById("body").textContent), (char) => char.charCodeAt(0));
+    const packed = Uint8Array.from(atob(document.getElementById("body").textContent), (char) =>
+      char.charCodeAt(0),
+    );
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     this.body = JSON.parse(await new Response(stream).text());
     this.stages = new Stages(this.body.history);
     this.costs = new Costs(this.body);
-    const dialects = new Set(this.body.history.lines.map((line) => /^(?:%\S.* = )?([a-z]\w*)\.[a-z]\w*/.exec(line)?.[1]).filter(Boolean));
+    const dialects = new Set(
+      this.body.history.lines
+        .map((line) => /^(?:%\S.* = )?([a-z]\w*)\.[a-z]\w*/.exec(line)?.[1])
+        .filter(Boolean),
+    );
     this.kinds = new Map([...dialects].sort().map((name, index) => [name, index]));
     document.documentElement.dataset.state = "complete";
     performance.mark("imcc:complete");
@@ -131,7 +178,13 @@ class App {
 }
 
 const TABS = {
-  overview: "Overview", passes: "Passes", graph: "Graph", cost: "Cost", tiles: "Tiles", schedule: "Schedule", accuracy: "Accuracy",
+  overview: "Overview",
+  passes: "Passes",
+  graph: "Graph",
+  cost: "Cost",
+  tiles: "Tiles",
+  schedule: "Schedule",
+  accuracy: "Accuracy",
 };
 
 new App();

@@ -16,19 +16,29 @@ function componentColours(points) {
       }
     }
   }
-  const order = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a) || (a < b ? -1 : 1));
+  const order = [...totals.keys()].sort(
+    (a, b) => totals.get(b) - totals.get(a) || (a < b ? -1 : 1),
+  );
   return new Map(order.map((name, index) => [name, colour(index)]));
 }
 
 function legend(colours, names) {
-  return h("ul", { class: "legend", "aria-label": "Colours" }, names.map((name) => h("li", {},
-    h("i", { style: { background: colours.get(name) } }), words(name))));
+  return h(
+    "ul",
+    { class: "legend", "aria-label": "Colours" },
+    names.map((name) =>
+      h("li", {}, h("i", { style: { background: colours.get(name) } }), words(name)),
+    ),
+  );
 }
 
 const SHORT = { pe: "PE", pes: "PEs", adc: "ADC", adcs: "ADCs", dac: "DAC", alu: "ALU" };
 
 function words(name) {
-  return name.split(/[_ ]/).map((part) => SHORT[part] || part).join(" ");
+  return name
+    .split(/[_ ]/)
+    .map((part) => SHORT[part] || part)
+    .join(" ");
 }
 
 function capital(text) {
@@ -38,18 +48,41 @@ function capital(text) {
 // A bar of parts, as long as its share of `most`.
 function stackedBar(parts, most, colours, unit) {
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
-  const named = [...parts].sort((a, b) => b[1] - a[1]).slice(0, 4)
-    .map(([name, value]) => `${words(name)} ${quantity(value, unit)}`).join(", ");
-  return h("div", { class: "bars", role: "img", title: named, "aria-label": `${quantity(total, unit)}: ${named}` },
-    parts.map(([name, value]) => h("span", {
-      style: { width: `${most ? (100 * value) / most : 0}%`, background: colours.get(name) || colour(0) },
-    })));
+  const named = [...parts]
+    .sort((a, b) => b[1] - a[1])
+    .slice(0, 4)
+    .map(([name, value]) => `${words(name)} ${quantity(value, unit)}`)
+    .join(", ");
+  return h(
+    "div",
+    {
+      class: "bars",
+      role: "img",
+      title: named,
+      "aria-label": `${quantity(total, unit)}: ${named}`,
+    },
+    parts.map(([name, value]) =>
+      h("span", {
+        style: {
+          width: `${most ? (100 * value) / most : 0}%`,
+          background: colours.get(name) || colour(0),
+        },
+      }),
+    ),
+  );
 }
 
 function plainBar(value, most, fill) {
-  return h("div", { class: "bars", "aria-hidden": "true" }, h("span", {
-    style: { width: `${most && value ? (100 * value) / most : 0}%`, background: fill || colour(0) },
-  }));
+  return h(
+    "div",
+    { class: "bars", "aria-hidden": "true" },
+    h("span", {
+      style: {
+        width: `${most && value ? (100 * value) / most : 0}%`,
+        background: fill || colour(0),
+      },
+    }),
+  );
 }
 
 // Round numbers that divide a range in about `about` steps.
@@ -66,17 +99,63 @@ function ticks(low, high, about) {
 }
 
 function table(caption, columns, rows) {
-  return h("div", { class: "scroll" }, h("table", {},
-    caption ? h("caption", {}, caption) : null,
-    h("thead", {}, h("tr", {}, columns.map((column) => h("th", {
-      scope: "col", class: column.right ? "right" : null,
-    }, column.name)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) => h("td", {
-      class: [columns[index].right && "right", columns[index].class].filter(Boolean).join(" ") || null,
-    }, cell)))))));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      {},
+      caption ? h("caption", {}, caption) : null,
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          columns.map((column) =>
+            h(
+              "th",
+              {
+                scope: "col",
+                class: column.right ? "right" : null,
+              },
+              column.name,
+            ),
+          ),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((cell, index) =>
+              h(
+                "td",
+                {
+                  class:
+                    [columns[index].right && "right", columns[index].class]
+                      .filter(Boolean)
+                      .join(" ") || null,
+                },
+                cell,
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function pairs(items) {
-  return h("dl", { class: "pairs" }, items.filter(([, value]) => value !== null && value !== undefined
-    && value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return h(
+    "dl",
+    { class: "pairs" },
+    items
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+  );
 }

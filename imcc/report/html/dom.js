@@ -6,9 +6,11 @@ function fill(made, attributes, children) {
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (key === "style") for (const [name, held] of Object.entries(value)) {
-      made.style.setProperty(name, held);
-    } else made.setAttribute(key, value === true ? "" : value);
+    else if (key === "style")
+      for (const [name, held] of Object.entries(value)) {
+        made.style.setProperty(name, held);
+      }
+    else made.setAttribute(key, value === true ? "" : value);
   }
   for (const child of children.flat(4)) {
     if (child !== null && child !== undefined && child !== false) made.append(child);
@@ -35,9 +37,25 @@ function say(text) {
 
 // A number with the SI prefix that leaves one to three digits before the point.
 const SCALES = {
-  pJ: [[1e12, "J"], [1e9, "mJ"], [1e6, "µJ"], [1e3, "nJ"], [1, "pJ"], [1e-3, "fJ"]],
-  ns: [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"], [1e-3, "ps"]],
-  um2: [[1e4, "mm²", 1e6], [1, "µm²"]],
+  pJ: [
+    [1e12, "J"],
+    [1e9, "mJ"],
+    [1e6, "µJ"],
+    [1e3, "nJ"],
+    [1, "pJ"],
+    [1e-3, "fJ"],
+  ],
+  ns: [
+    [1e9, "s"],
+    [1e6, "ms"],
+    [1e3, "µs"],
+    [1, "ns"],
+    [1e-3, "ps"],
+  ],
+  um2: [
+    [1e4, "mm²", 1e6],
+    [1, "µm²"],
+  ],
 };
 
 function scaled(value, unit) {
@@ -75,7 +93,8 @@ function breakable(text) {
 }
 
 function plural(number, word) {
-  return `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+  const ending = /(s|ch)$/.test(word) ? "es" : "s";
+  return `${count(number)} ${word}${number === 1 ? "" : ending}`;
 }
 
 function field(label, control) {
@@ -83,19 +102,31 @@ function field(label, control) {
 }
 
 function choice(label, options, value, change) {
-  const select = h("select", { onchange: () => change(select.value) },
-    options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)));
+  const select = h(
+    "select",
+    { onchange: () => change(select.value) },
+    options.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
+  );
   return field(label, select);
 }
 
 function segments(label, options, value, change) {
-  const buttons = options.map(([key, text]) => h("button", {
-    type: "button", "aria-pressed": String(key === value), "data-key": key,
-    onclick: (event) => {
-      for (const other of buttons) other.setAttribute("aria-pressed", String(other === event.currentTarget));
-      change(key);
-    },
-  }, text));
+  const buttons = options.map(([key, text]) =>
+    h(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(key === value),
+        "data-key": key,
+        onclick: (event) => {
+          for (const other of buttons)
+            other.setAttribute("aria-pressed", String(other === event.currentTarget));
+          change(key);
+        },
+      },
+      text,
+    ),
+  );
   return h("div", { class: "segments", role: "group", "aria-label": label }, buttons);
 }
 
@@ -103,9 +134,12 @@ function segments(label, options, value, change) {
 function portions(container, rows, make, portion = 200) {
   let next = 0;
   const more = h("button", { type: "button", class: "more" });
-  const watch = new IntersectionObserver((seen) => {
-    if (seen.some((entry) => entry.isIntersecting)) add();
-  }, { rootMargin: "600px" });
+  const watch = new IntersectionObserver(
+    (seen) => {
+      if (seen.some((entry) => entry.isIntersecting)) add();
+    },
+    { rootMargin: "600px" },
+  );
   function add() {
     const upto = Math.min(rows.length, next + portion);
     const made = [];

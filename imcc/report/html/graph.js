@@ -16,17 +16,52 @@ class GraphView {
     this.inspector = new Inspector(app);
     this.toolbar = h("div", { class: "row card toolbar" });
     this.world = s("g", {});
-    this.svg = s("svg", {
-      class: "graph", tabindex: "0", role: "application",
-      "aria-label": "Graph. Arrow keys walk along edges, Enter folds and unfolds, plus and minus zoom, 0 fits.",
-    }, s("defs", {}, s("marker", {
-      id: "arrow", viewBox: "0 0 8 8", refX: "7", refY: "4", markerWidth: "8", markerHeight: "8", markerUnits: "userSpaceOnUse", orient: "auto",
-    }, s("path", { d: "M0 0 L8 4 L0 8 z", class: "arrow" }))), this.world);
+    this.svg = s(
+      "svg",
+      {
+        class: "graph",
+        tabindex: "0",
+        role: "application",
+        "aria-label":
+          "Graph. Arrow keys walk along edges, Enter folds and unfolds, " +
+          "plus and minus zoom, 0 fits.",
+      },
+      s(
+        "defs",
+        {},
+        s(
+          "marker",
+          {
+            id: "arrow",
+            viewBox: "0 0 8 8",
+            refX: "7",
+            refY: "4",
+            markerWidth: "8",
+            markerHeight: "8",
+            markerUnits: "userSpaceOnUse",
+            orient: "auto",
+          },
+          s("path", { d: "M0 0 L8 4 L0 8 z", class: "arrow" }),
+        ),
+      ),
+      this.world,
+    );
     this.wait = h("p", { class: "waiting" }, "Laying out the graph …");
     this.legend = h("div", { class: "graph-key" });
-    this.canvas = h("div", { class: "canvas card" }, this.svg, this.wait, this.legend, this.zoomButtons());
-    this.element = h("div", { class: "panel" }, this.toolbar,
-      h("div", { class: "graph-sides" }, this.canvas, this.inspector.element));
+    this.canvas = h(
+      "div",
+      { class: "canvas card" },
+      this.svg,
+      this.wait,
+      this.legend,
+      this.zoomButtons(),
+    );
+    this.element = h(
+      "div",
+      { class: "panel" },
+      this.toolbar,
+      h("div", { class: "graph-sides" }, this.canvas, this.inspector.element),
+    );
     this.pointers();
     this.svg.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
@@ -54,37 +89,96 @@ class GraphView {
   }
 
   drawToolbar(functions) {
-    const stages = this.app.head.stages.map((stage, index) => [String(index), index
-      ? `${index}. after ${splitPass(stage.pass)[0]}` : "0. captured", stage.changed || !index])
+    const stages = this.app.head.stages
+      .map((stage, index) => [
+        String(index),
+        index ? `${index}. after ${splitPass(stage.pass)[0]}` : "0. captured",
+        stage.changed || !index,
+      ])
       .filter((one) => one[2]);
     const held = String(this.app.stages.holder(this.stage));
-    this.results = h("ul", { class: "results", id: "found", role: "listbox", hidden: true, "aria-label": "Found" });
-    this.search = h("input", {
-      type: "search", placeholder: "name, op or scope", role: "combobox", "aria-expanded": "false",
-      "aria-controls": "found", "aria-label": "Search the graph", autocomplete: "off", spellcheck: "false",
-      oninput: () => this.find(), onkeydown: (event) => this.searchKey(event),
+    this.results = h("ul", {
+      class: "results",
+      id: "found",
+      role: "listbox",
+      hidden: true,
+      "aria-label": "Found",
     });
-    clear(this.toolbar,
-      choice("Program", stages, held, (value) => { this.stage = Number(value); this.load(); }),
-      functions.length > 1 ? choice("Function", functions.map((one) => [one.name, `@${one.name}`]), this.func,
-        (value) => { this.func = value; this.load(); }) : null,
+    this.search = h("input", {
+      type: "search",
+      placeholder: "name, op or scope",
+      role: "combobox",
+      "aria-expanded": "false",
+      "aria-controls": "found",
+      "aria-label": "Search the graph",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.find(),
+      onkeydown: (event) => this.searchKey(event),
+    });
+    clear(
+      this.toolbar,
+      choice("Program", stages, held, (value) => {
+        this.stage = Number(value);
+        this.load();
+      }),
+      functions.length > 1
+        ? choice(
+            "Function",
+            functions.map((one) => [one.name, `@${one.name}`]),
+            this.func,
+            (value) => {
+              this.func = value;
+              this.load();
+            },
+          )
+        : null,
       h("div", { class: "search" }, this.search, this.results),
-      h("div", { class: "row" },
+      h(
+        "div",
+        { class: "row" },
         h("button", { type: "button", onclick: () => this.fold(false) }, "Fold all"),
-        h("button", { type: "button", onclick: () => this.fold(true) }, "Unfold all")),
-      choice("Colour", [["kind", "kind of op"], ["energy_pj", "energy"], ["busy_ns", "time at work"]], this.paint,
-        (value) => { this.paint = value; this.redraw(); }),
-      h("label", { class: "field" }, h("input", {
-        type: "checkbox", checked: this.constants,
-        onchange: (event) => { this.constants = event.target.checked; this.load(); },
-      }), "constants"));
+        h("button", { type: "button", onclick: () => this.fold(true) }, "Unfold all"),
+      ),
+      choice(
+        "Colour",
+        [
+          ["kind", "kind of op"],
+          ["energy_pj", "energy"],
+          ["busy_ns", "time at work"],
+        ],
+        this.paint,
+        (value) => {
+          this.paint = value;
+          this.redraw();
+        },
+      ),
+      h(
+        "label",
+        { class: "field" },
+        h("input", {
+          type: "checkbox",
+          checked: this.constants,
+          onchange: (event) => {
+            this.constants = event.target.checked;
+            this.load();
+          },
+        }),
+        "constants",
+      ),
+    );
   }
 
   zoomButtons() {
-    const button = (label, text, act) => h("button", { type: "button", "aria-label": label, title: label, onclick: act }, text);
-    return h("div", { class: "zoom" },
-      button("Zoom in", "+", () => this.zoom(1.4)), button("Zoom out", "−", () => this.zoom(1 / 1.4)),
-      button("Show the whole graph", "⤢", () => this.wholeView()));
+    const button = (label, text, act) =>
+      h("button", { type: "button", "aria-label": label, title: label, onclick: act }, text);
+    return h(
+      "div",
+      { class: "zoom" },
+      button("Zoom in", "+", () => this.zoom(1.4)),
+      button("Zoom out", "−", () => this.zoom(1 / 1.4)),
+      button("Show the whole graph", "⤢", () => this.wholeView()),
+    );
   }
 
   // -- layout ----------------------------------------------------------------------------------
@@ -92,16 +186,24 @@ class GraphView {
   size(node, open) {
     if (node.kind === "scope") {
       const label = node.name.length + (node.again > 1 ? 4 : 0);
-      const wide = Math.min(280, Math.max(120, 44 + 7.6 * label, open ? 0 : 40 + 6.3 * this.facts(node).length));
+      const wide = Math.min(
+        280,
+        Math.max(120, 44 + 7.6 * label, open ? 0 : 40 + 6.3 * this.facts(node).length),
+      );
       return { w: wide, h: open ? 0 : CLOSED_HEIGHT };
     }
     const [first, second] = this.labels(node);
-    return { w: Math.min(230, Math.max(96, 22 + Math.max(7.5 * first.length, 6.3 * second.length))), h: OP_HEIGHT };
+    return {
+      w: Math.min(230, Math.max(96, 22 + Math.max(7.5 * first.length, 6.3 * second.length))),
+      h: OP_HEIGHT,
+    };
   }
 
   facts(node) {
     const held = this.app.costs.scope(this.func, node.group ? null : node.path);
-    return [plural(node.ops, "op"), held && held.energy_pj ? quantity(held.energy_pj, "pJ") : null].filter(Boolean).join(" · ");
+    return [plural(node.ops, "op"), held && held.energy_pj ? quantity(held.energy_pj, "pJ") : null]
+      .filter(Boolean)
+      .join(" · ");
   }
 
   labels(node) {
@@ -132,7 +234,14 @@ class GraphView {
     this.whole = { w: root.w, h: root.h };
     const visit = (box, x, y) => {
       for (const child of box.children) {
-        const item = { node: this.tree.nodes.get(child.id), x: x + child.x, y: y + child.y, w: child.w, h: child.h, open: Boolean(child.children) };
+        const item = {
+          node: this.tree.nodes.get(child.id),
+          x: x + child.x,
+          y: y + child.y,
+          w: child.w,
+          h: child.h,
+          open: Boolean(child.children),
+        };
         this.items.push(item);
         this.places.set(child.id, item);
         if (child.children) visit(child, item.x, item.y);
@@ -140,8 +249,11 @@ class GraphView {
       box.routes.forEach((points, index) => {
         const edge = box.edges[index];
         this.routes.push({
-          from: edge.from, to: edge.to, source: edge.fromPort || edge.from,
-          points: points.map(([px, py]) => [px + x, py + y]), ends: !edge.to.startsWith("out:") && !edge.toPort,
+          from: edge.from,
+          to: edge.to,
+          source: edge.fromPort || edge.from,
+          points: points.map(([px, py]) => [px + x, py + y]),
+          ends: !edge.to.startsWith("out:") && !edge.toPort,
         });
       });
     };
@@ -168,11 +280,22 @@ class GraphView {
     if (this.paint === "kind") {
       const shown = new Set(this.tree.leaves.map((leaf) => leaf.op.op.split(".")[0]));
       const names = [...this.app.kinds.keys()].filter((name) => shown.has(name));
-      clear(this.legend, legend(new Map(names.map((name) => [name, colour(this.app.kinds.get(name))])), names));
+      clear(
+        this.legend,
+        legend(new Map(names.map((name) => [name, colour(this.app.kinds.get(name))])), names),
+      );
     } else {
       const unit = this.paint === "energy_pj" ? "pJ" : "ns";
-      clear(this.legend, h("span", { class: "small muted" }, this.scale
-        ? `pale to full: 0 to ${quantity(this.scale, unit)}` : "Costs are known of the last program."));
+      clear(
+        this.legend,
+        h(
+          "span",
+          { class: "small muted" },
+          this.scale
+            ? `pale to full: 0 to ${quantity(this.scale, unit)}`
+            : "Costs are known of the last program.",
+        ),
+      );
     }
   }
 
@@ -184,7 +307,12 @@ class GraphView {
     this.world.setAttribute("transform", `translate(${x} ${y}) scale(${k})`);
     this.svg.classList.toggle("far", k < 0.4);
     const margin = 200 / k;
-    const sight = [-x / k - margin, -y / k - margin, (wide - x) / k + margin, (tall - y) / k + margin];
+    const sight = [
+      -x / k - margin,
+      -y / k - margin,
+      (wide - x) / k + margin,
+      (tall - y) / k + margin,
+    ];
     const inSight = (a, b, c, d) => c > sight[0] && a < sight[2] && d > sight[1] && b < sight[3];
     const wanted = new Set();
     const layers = [[], [], []];
@@ -204,7 +332,10 @@ class GraphView {
       this.world.append(...this.groups);
     }
     for (const [key, element] of this.drawn) {
-      if (!wanted.has(key)) { element.remove(); this.drawn.delete(key); }
+      if (!wanted.has(key)) {
+        element.remove();
+        this.drawn.delete(key);
+      }
     }
     layers.forEach((list, layer) => {
       const made = list.map(([key, make]) => {
@@ -222,12 +353,44 @@ class GraphView {
     const chosen = () => this.choose(node);
     if (node.kind === "scope") return this.scopeBox(item);
     const [first, second] = this.labels(node);
-    const group = s("g", { class: `node ${node.kind}`, transform: `translate(${item.x} ${item.y})`, "data-id": node.id, onclick: chosen },
-      s("title", {}, node.kind === "op" ? `${node.op.key} = ${node.op.op}\n${node.op.types.join(", ")}\n${node.op.scope}` : `${node.name}: ${node.type}`),
+    const group = s(
+      "g",
+      {
+        class: `node ${node.kind}`,
+        transform: `translate(${item.x} ${item.y})`,
+        "data-id": node.id,
+        onclick: chosen,
+      },
+      s(
+        "title",
+        {},
+        node.kind === "op"
+          ? `${node.op.key} = ${node.op.op}\n${node.op.types.join(", ")}\n${node.op.scope}`
+          : `${node.name}: ${node.type}`,
+      ),
       s("rect", { width: item.w, height: item.h, rx: node.kind === "op" ? 5 : item.h / 2 }),
-      node.kind === "op" ? s("rect", { class: "mark", width: 5, height: item.h - 8, x: 4, y: 4, rx: 2.5, style: { fill: this.colourOf(node) } }) : null,
-      s("text", { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 18, class: "first" }, cut(first, (item.w - 18) / 7.4)),
-      s("text", { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 33, class: "second" }, cut(second, (item.w - 18) / 6.2)));
+      node.kind === "op"
+        ? s("rect", {
+            class: "mark",
+            width: 5,
+            height: item.h - 8,
+            x: 4,
+            y: 4,
+            rx: 2.5,
+            style: { fill: this.colourOf(node) },
+          })
+        : null,
+      s(
+        "text",
+        { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 18, class: "first" },
+        cut(first, (item.w - 18) / 7.4),
+      ),
+      s(
+        "text",
+        { x: item.w / 2 + (node.kind === "op" ? 4 : 0), y: 33, class: "second" },
+        cut(second, (item.w - 18) / 6.2),
+      ),
+    );
     return group;
   }
 
@@ -235,15 +398,49 @@ class GraphView {
     const { node } = item;
     const name = node.again > 1 ? `${node.name} (${node.again})` : node.name;
     const facts = this.facts(node);
-    return s("g", { class: `node scope ${item.open ? "open" : "closed"}`, transform: `translate(${item.x} ${item.y})`, "data-id": node.id },
-      s("title", {}, `${node.path || node.name}: ${facts}. Click to ${item.open ? "fold" : "unfold"}.`),
-      s("rect", { width: item.w, height: item.h, rx: 8, onclick: () => (item.open ? this.choose(node) : this.toggle(node)) }),
-      s("g", { class: "scope-head", onclick: () => this.toggle(node) },
+    return s(
+      "g",
+      {
+        class: `node scope ${item.open ? "open" : "closed"}`,
+        transform: `translate(${item.x} ${item.y})`,
+        "data-id": node.id,
+      },
+      s(
+        "title",
+        {},
+        `${node.path || node.name}: ${facts}. Click to ${item.open ? "fold" : "unfold"}.`,
+      ),
+      s("rect", {
+        width: item.w,
+        height: item.h,
+        rx: 8,
+        onclick: () => (item.open ? this.choose(node) : this.toggle(node)),
+      }),
+      s(
+        "g",
+        { class: "scope-head", onclick: () => this.toggle(node) },
         s("rect", { class: "head", width: item.w, height: item.open ? 28 : item.h, rx: 8 }),
-        s("path", { class: "fold", d: item.open ? "M10 11 l8 0 l-4 6 z" : "M11 11 l6 4.5 l-6 4.5 z" }),
+        s("path", {
+          class: "fold",
+          d: item.open ? "M10 11 l8 0 l-4 6 z" : "M11 11 l6 4.5 l-6 4.5 z",
+        }),
         s("text", { x: 24, y: 19, class: "first left" }, cut(name, (item.w - 34) / 7.3)),
-        item.open ? null : s("text", { x: 24, y: 36, class: "second left" }, cut(facts, (item.w - 30) / 6.2))),
-      item.open || this.paint === "kind" ? null : s("rect", { class: "mark", width: 5, height: item.h - 8, x: item.w - 9, y: 4, rx: 2.5, style: { fill: this.colourOf(node) } }));
+        item.open
+          ? null
+          : s("text", { x: 24, y: 36, class: "second left" }, cut(facts, (item.w - 30) / 6.2)),
+      ),
+      item.open || this.paint === "kind"
+        ? null
+        : s("rect", {
+            class: "mark",
+            width: 5,
+            height: item.h - 8,
+            x: item.w - 9,
+            y: 4,
+            rx: 2.5,
+            style: { fill: this.colourOf(node) },
+          }),
+    );
   }
 
   route(route) {
@@ -251,9 +448,18 @@ class GraphView {
     for (let i = 1; i < route.points.length; i += 1) {
       const [fx, fy] = route.points[i - 1];
       const [tx, ty] = route.points[i];
-      d += Math.abs(fx - tx) < 0.5 ? `L${tx} ${ty}` : `C${fx} ${(fy + ty) / 2} ${tx} ${(fy + ty) / 2} ${tx} ${ty}`;
+      d +=
+        Math.abs(fx - tx) < 0.5
+          ? `L${tx} ${ty}`
+          : `C${fx} ${(fy + ty) / 2} ${tx} ${(fy + ty) / 2} ${tx} ${ty}`;
     }
-    return s("path", { class: "edge", d, "marker-end": route.ends ? "url(#arrow)" : null, "data-from": route.from, "data-to": route.to });
+    return s("path", {
+      class: "edge",
+      d,
+      "marker-end": route.ends ? "url(#arrow)" : null,
+      "data-from": route.from,
+      "data-to": route.to,
+    });
   }
 
   colourOf(node) {
@@ -262,11 +468,14 @@ class GraphView {
       return colour(this.app.kinds.get(node.op.op.split(".")[0]) ?? 8);
     }
     const share = Math.sqrt(Math.max(0, this.weight(node)) / (this.scale || 1));
-    return share > 0 ? `color-mix(in srgb, var(--c1) ${Math.round(12 + 88 * share)}%, var(--sunken))` : "transparent";
+    return share > 0
+      ? `color-mix(in srgb, var(--c1) ${Math.round(12 + 88 * share)}%, var(--sunken))`
+      : "transparent";
   }
 
   weight(node) {
-    if (node.kind === "op") return this.inspector.cost(this.func, node.op.key, this.stage)?.[this.paint] || 0;
+    if (node.kind === "op")
+      return this.inspector.cost(this.func, node.op.key, this.stage)?.[this.paint] || 0;
     if (node.kind !== "scope" || node.group) {
       return (node.children || []).reduce((sum, child) => sum + this.weight(child), 0);
     }
@@ -275,7 +484,10 @@ class GraphView {
 
   scaleOfPaint() {
     if (this.paint === "kind") return 1;
-    return Math.max(0, ...this.items.filter((item) => !item.open).map((item) => this.weight(item.node)));
+    return Math.max(
+      0,
+      ...this.items.filter((item) => !item.open).map((item) => this.weight(item.node)),
+    );
   }
 
   // -- selection -------------------------------------------------------------------------------
@@ -301,7 +513,10 @@ class GraphView {
 
   async toggle(node) {
     const before = this.places.get(node.id);
-    const at = before && [before.x * this.view.k + this.view.x, before.y * this.view.k + this.view.y];
+    const at = before && [
+      before.x * this.view.k + this.view.x,
+      before.y * this.view.k + this.view.y,
+    ];
     if (this.open.has(node.id)) this.open.delete(node.id);
     else this.open.add(node.id);
     await this.arrange();
@@ -341,49 +556,6 @@ class GraphView {
     const middle = item.open ? item.y + 30 : item.y + item.h / 2;
     this.view.y = this.svg.clientHeight / 2 - middle * this.view.k;
     this.draw();
-  }
-
-  // -- search ----------------------------------------------------------------------------------
-
-  find() {
-    const wanted = this.search.value.trim().toLowerCase();
-    const found = [];
-    if (wanted) {
-      for (const node of this.tree.nodes.values()) {
-        const text = node.kind === "op" ? `${node.op.key} ${node.op.op} ${node.op.scope}` : `${node.name} ${node.path || ""}`;
-        const at = node === this.tree.root ? -1 : text.toLowerCase().indexOf(wanted);
-        if (at >= 0) found.push([at + (node.kind === "scope" ? 0 : 0.5), node]);
-      }
-      found.sort((a, b) => a[0] - b[0] || a[1].order - b[1].order);
-    }
-    const shown = found.slice(0, 12);
-    clear(this.results, shown.map(([, node], index) => h("li", {
-      role: "option", id: `found-${index}`, "aria-selected": String(index === 0), onmousedown: (event) => { event.preventDefault(); this.take(node); },
-    }, h("code", {}, node.kind === "op" ? `${node.op.key} ${node.op.op}` : node.path || node.name),
-    h("span", { class: "small muted" }, ` ${node.kind === "op" ? node.op.scope : node.kind}`))),
-    found.length > shown.length ? h("li", { class: "muted small" }, `${count(found.length - shown.length)} more`) : null,
-    wanted && !found.length ? h("li", { class: "muted small" }, "Nothing found.") : null);
-    this.results.hidden = !wanted;
-    this.search.setAttribute("aria-expanded", String(Boolean(wanted)));
-    this.found = shown.map(([, node]) => node);
-    this.pick = 0;
-  }
-
-  searchKey(event) {
-    const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (move && this.found?.length) {
-      event.preventDefault();
-      this.pick = (this.pick + move + this.found.length) % this.found.length;
-      [...this.results.children].forEach((item, index) => item.setAttribute("aria-selected", String(index === this.pick)));
-      this.search.setAttribute("aria-activedescendant", `found-${this.pick}`);
-    } else if (event.key === "Enter" && this.found?.length) this.take(this.found[this.pick]);
-    else if (event.key === "Escape") { this.results.hidden = true; this.search.setAttribute("aria-expanded", "false"); }
-  }
-
-  take(node) {
-    this.results.hidden = true;
-    this.search.setAttribute("aria-expanded", "false");
-    this.reveal(node);
   }
 }
 

@@ -125,10 +125,17 @@ function layouts() {
         for (let i = down[node].length - 1; i >= 0; i -= 1) stack.push(down[node][i]);
       }
     };
-    all.forEach((node, index) => { if (!up[index].length) visit(index); });
+    all.forEach((node, index) => {
+      if (!up[index].length) visit(index);
+    });
     all.forEach((node, index) => visit(index));
     const at = new Array(all.length).fill(0);
-    const number = () => ranks.forEach((level) => level.forEach((node, i) => { at[node] = i; }));
+    const number = () =>
+      ranks.forEach((level) =>
+        level.forEach((node, i) => {
+          at[node] = i;
+        }),
+      );
     const total = () => {
       let sum = 0;
       for (let i = 1; i < ranks.length; i += 1) {
@@ -143,13 +150,21 @@ function layouts() {
       const side = sweep % 2 ? down : up;
       const levels = sweep % 2 ? [...ranks].reverse() : ranks;
       for (const level of levels) {
-        const centre = new Map(level.map((node) => {
-          const near = side[node];
-          return [node, near.length ? near.reduce((sum, other) => sum + at[other], 0) / near.length
-            : at[node]];
-        }));
+        const centre = new Map(
+          level.map((node) => {
+            const near = side[node];
+            return [
+              node,
+              near.length
+                ? near.reduce((sum, other) => sum + at[other], 0) / near.length
+                : at[node],
+            ];
+          }),
+        );
         level.sort((a, b) => centre.get(a) - centre.get(b) || at[a] - at[b]);
-        level.forEach((node, i) => { at[node] = i; });
+        level.forEach((node, i) => {
+          at[node] = i;
+        });
       }
       const now = total();
       if (now < fewest) {
@@ -157,16 +172,30 @@ function layouts() {
         best = ranks.map((level) => [...level]);
       }
     }
-    best.forEach((level, i) => { ranks[i] = level; });
+    best.forEach((level, i) => {
+      ranks[i] = level;
+    });
     number();
 
     const x = new Array(all.length).fill(0);
-    const distances = ranks.map((level) => level.slice(1).map((node, i) => (
-      (all[level[i]].w + all[node].w) / 2
-      + (all[level[i]].w <= 4 || all[node].w <= 4 ? PORT : GAP_X))));
+    const distances = ranks.map((level) =>
+      level
+        .slice(1)
+        .map(
+          (node, i) =>
+            (all[level[i]].w + all[node].w) / 2 +
+            (all[level[i]].w <= 4 || all[node].w <= 4 ? PORT : GAP_X),
+        ),
+    );
     ranks.forEach((level, i) => {
-      const made = spread(level.map(() => 0), level.map(() => 1), distances[i]);
-      level.forEach((node, j) => { x[node] = made[j]; });
+      const made = spread(
+        level.map(() => 0),
+        level.map(() => 1),
+        distances[i],
+      );
+      level.forEach((node, j) => {
+        x[node] = made[j];
+      });
     });
     for (let sweep = 0; sweep < 40; sweep += 1) {
       const goesUp = sweep % 2 === 1;
@@ -200,7 +229,9 @@ function layouts() {
           weights.push(all[node].weight * Math.max(0.2, share));
         }
         const made = spread(desired, weights, distances[i]);
-        level.forEach((node, j) => { x[node] = made[j]; });
+        level.forEach((node, j) => {
+          x[node] = made[j];
+        });
       }
     }
     return { x, rank, ranks, links, all };
@@ -230,7 +261,10 @@ function layouts() {
     for (const child of scope.children) if (child.children) layoutScope(child);
     const ids = new Map();
     const nodes = [];
-    const add = (id, node) => { ids.set(id, nodes.length); nodes.push(node); };
+    const add = (id, node) => {
+      ids.set(id, nodes.length);
+      nodes.push(node);
+    };
     for (const id of scope.inputs) add(id, { w: 4, h: 1, top: true });
     for (const child of scope.children) add(child.id, child);
     for (const id of scope.outputs) add(id, { w: 4, h: 1, bottom: true });
@@ -239,16 +273,22 @@ function layouts() {
       return child?.portX?.[key] || 0;
     };
     const edges = scope.edges.map((edge) => ({
-      from: ids.get(edge.from), to: ids.get(edge.to),
-      fromPort: port(edge.from, edge.fromPort), toPort: port(edge.to, edge.toPort),
+      from: ids.get(edge.from),
+      to: ids.get(edge.to),
+      fromPort: port(edge.from, edge.fromPort),
+      toPort: port(edge.to, edge.toPort),
     }));
     const touched = new Set(edges.flatMap((edge) => [edge.from, edge.to]));
-    const alone = nodes.flatMap((node, i) => (touched.has(i) || node.top || node.bottom ? [] : [i]));
+    const alone = nodes.flatMap((node, i) =>
+      touched.has(i) || node.top || node.bottom ? [] : [i],
+    );
     const apart = alone.length > 3 ? new Set(alone) : new Set();
     const kept = nodes.flatMap((node, i) => (apart.has(i) ? [] : [i]));
     const inner = new Map(kept.map((index, i) => [index, i]));
-    const drawn = place(kept.map((index) => nodes[index]),
-      edges.map((edge) => ({ ...edge, from: inner.get(edge.from), to: inner.get(edge.to) })));
+    const drawn = place(
+      kept.map((index) => nodes[index]),
+      edges.map((edge) => ({ ...edge, from: inner.get(edge.from), to: inner.get(edge.to) })),
+    );
     const tops = [];
     let y = scope.root ? 0 : HEAD + 8;
     drawn.ranks.forEach((level, i) => {
@@ -266,14 +306,21 @@ function layouts() {
       left = Math.min(left, drawn.x[i]);
       right = Math.max(right, drawn.x[i]);
     });
-    if (!kept.length) { left = 0; right = 0; }
+    if (!kept.length) {
+      left = 0;
+      right = 0;
+    }
     // Ports at the end stand on the border: below the last box only a little room is left.
     const ported = scope.outputs.length > 0;
     let bottom = kept.length ? y - (ported ? 32 : GAP_Y) + (scope.root ? 0 : 10) : y;
     const grid = apart.size ? gridded(nodes, alone, kept.length ? y : y) : null;
     if (grid) bottom = grid.bottom;
     const pad = scope.root ? 0 : PAD;
-    const width = Math.max(right - left, grid ? grid.width : 0, scope.root ? 0 : scope.minWidth - 2 * pad);
+    const width = Math.max(
+      right - left,
+      grid ? grid.width : 0,
+      scope.root ? 0 : scope.minWidth - 2 * pad,
+    );
     const offset = pad - left + (width - (right - left)) / 2;
     scope.w = width + 2 * pad;
     scope.h = bottom + (scope.root ? 0 : 6);
@@ -324,7 +371,10 @@ function layouts() {
       for (const node of chain.slice(1, -1)) {
         const level = drawn.rank[node];
         const tall = Math.max(...drawn.ranks[level].map((other) => drawn.all[other].h));
-        points.push([drawn.x[node] + offset, tops[level]], [drawn.x[node] + offset, tops[level] + tall]);
+        points.push(
+          [drawn.x[node] + offset, tops[level]],
+          [drawn.x[node] + offset, tops[level] + tall],
+        );
       }
       turn(to.x + edges[index].toPort, chain[chain.length - 1], edges[index].to, false);
       points.push([to.x + edges[index].toPort, to.y]);
@@ -342,12 +392,16 @@ class LayoutService {
     this.waiting = new Map();
     this.next = 0;
     try {
-      const text = `const made = (${layouts.toString()})(); onmessage = (event) => `
-        + "postMessage({ id: event.data.id, scope: made.layoutScope(event.data.scope) });";
+      const text =
+        `const made = (${layouts.toString()})(); onmessage = (event) => ` +
+        "postMessage({ id: event.data.id, scope: made.layoutScope(event.data.scope) });";
       this.url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
       this.worker = new Worker(this.url);
       this.worker.onmessage = (event) => this.done(event.data.id, event.data.scope);
-      this.worker.onerror = (event) => { event.preventDefault(); this.withdraw(); };
+      this.worker.onerror = (event) => {
+        event.preventDefault();
+        this.withdraw();
+      };
     } catch {
       this.worker = null;
     }

@@ -14,7 +14,11 @@ Object.assign(GraphView.prototype, {
   },
 
   wholeView() {
-    this.view.k = Math.min(1.15, (this.svg.clientWidth - 32) / this.whole.w, (this.svg.clientHeight - 32) / this.whole.h);
+    this.view.k = Math.min(
+      1.15,
+      (this.svg.clientWidth - 32) / this.whole.w,
+      (this.svg.clientHeight - 32) / this.whole.h,
+    );
     this.view.x = (this.svg.clientWidth - this.whole.w * this.view.k) / 2;
     this.view.y = (this.svg.clientHeight - this.whole.h * this.view.k) / 2;
     this.draw();
@@ -31,17 +35,28 @@ Object.assign(GraphView.prototype, {
   later() {
     if (this.pending) return;
     this.pending = true;
-    requestAnimationFrame(() => { this.pending = false; this.draw(); });
+    requestAnimationFrame(() => {
+      this.pending = false;
+      this.draw();
+    });
   },
 
   pointers() {
     const held = new Map();
     let moved = 0;
-    this.svg.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const box = this.svg.getBoundingClientRect();
-      this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), event.clientX - box.left, event.clientY - box.top);
-    }, { passive: false });
+    this.svg.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const box = this.svg.getBoundingClientRect();
+        this.zoom(
+          Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)),
+          event.clientX - box.left,
+          event.clientY - box.top,
+        );
+      },
+      { passive: false },
+    );
     this.svg.addEventListener("pointerdown", (event) => {
       if (!held.size) moved = 0;
       held.set(event.pointerId, [event.clientX, event.clientY]);
@@ -55,10 +70,15 @@ Object.assign(GraphView.prototype, {
       if (others.length) {
         const far = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]) || 1;
         const box = this.svg.getBoundingClientRect();
-        this.zoom(far(now, others[0]) / far(before, others[0]), (now[0] + others[0][0]) / 2 - box.left, (now[1] + others[0][1]) / 2 - box.top);
+        this.zoom(
+          far(now, others[0]) / far(before, others[0]),
+          (now[0] + others[0][0]) / 2 - box.left,
+          (now[1] + others[0][1]) / 2 - box.top,
+        );
       }
       moved += Math.abs(now[0] - before[0]) + Math.abs(now[1] - before[1]);
-      if (moved > 5 && !this.svg.hasPointerCapture(event.pointerId)) this.svg.setPointerCapture(event.pointerId);
+      if (moved > 5 && !this.svg.hasPointerCapture(event.pointerId))
+        this.svg.setPointerCapture(event.pointerId);
       this.view.x += (now[0] - before[0]) / (others.length + 1);
       this.view.y += (now[1] - before[1]) / (others.length + 1);
       this.later();
@@ -67,14 +87,25 @@ Object.assign(GraphView.prototype, {
     this.svg.addEventListener("pointerup", drop);
     this.svg.addEventListener("pointercancel", drop);
     // The click that ends a drag selects nothing.
-    this.svg.addEventListener("click", (event) => { if (moved > 5) event.stopPropagation(); }, true);
+    this.svg.addEventListener(
+      "click",
+      (event) => {
+        if (moved > 5) event.stopPropagation();
+      },
+      true,
+    );
   },
 
   key(event) {
     const acts = {
-      "+": () => this.zoom(1.4), "=": () => this.zoom(1.4), "-": () => this.zoom(1 / 1.4), 0: () => this.wholeView(),
-      ArrowDown: () => this.step(1, false), ArrowUp: () => this.step(-1, false),
-      ArrowRight: () => this.step(1, true), ArrowLeft: () => this.step(-1, true),
+      "+": () => this.zoom(1.4),
+      "=": () => this.zoom(1.4),
+      "-": () => this.zoom(1 / 1.4),
+      0: () => this.wholeView(),
+      ArrowDown: () => this.step(1, false),
+      ArrowUp: () => this.step(-1, false),
+      ArrowRight: () => this.step(1, true),
+      ArrowLeft: () => this.step(-1, true),
       Enter: () => this.selected?.kind === "scope" && this.toggle(this.selected),
     };
     if (!acts[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -109,8 +140,11 @@ Object.assign(GraphView.prototype, {
     const item = this.places.get(node.id);
     const left = item.x * this.view.k + this.view.x;
     const top = item.y * this.view.k + this.view.y;
-    const outside = left < 10 || top < 10 || left + item.w * this.view.k > this.svg.clientWidth - 10
-      || top + Math.min(item.h, 60) * this.view.k > this.svg.clientHeight - 10;
+    const outside =
+      left < 10 ||
+      top < 10 ||
+      left + item.w * this.view.k > this.svg.clientWidth - 10 ||
+      top + Math.min(item.h, 60) * this.view.k > this.svg.clientHeight - 10;
     if (outside) this.centre(node);
   },
 });

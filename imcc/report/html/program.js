@@ -80,7 +80,11 @@ function split(text) {
 }
 
 function unquoted(text) {
-  try { return JSON.parse(text); } catch { return text; }
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 function parseLine(text) {
@@ -100,11 +104,14 @@ function parseOp(text, found) {
   const results = found[1] ? found[1].split(", ").map((name) => name.slice(1)) : [];
   let at = found[0].length;
   const operandsEnd = until(text, at, [" {", " : ", " loc("]);
-  const operands = split(text.slice(at, operandsEnd).trim()).filter(Boolean).map((part) => {
-    const named = part.indexOf("=%");
-    return named < 0 ? { value: part.slice(1) }
-      : { label: part.slice(0, named), value: part.slice(named + 2) };
-  });
+  const operands = split(text.slice(at, operandsEnd).trim())
+    .filter(Boolean)
+    .map((part) => {
+      const named = part.indexOf("=%");
+      return named < 0
+        ? { value: part.slice(1) }
+        : { label: part.slice(0, named), value: part.slice(named + 2) };
+    });
   at = operandsEnd;
   const attributes = [];
   if (text.startsWith(" {", at)) {
@@ -128,7 +135,13 @@ function parseOp(text, found) {
   }
   const scope = attributes.find(([name]) => name === "scope");
   return {
-    kind: "op", text, results, op: found[2], operands, types, loc,
+    kind: "op",
+    text,
+    results,
+    op: found[2],
+    operands,
+    types,
+    loc,
     attributes: attributes.filter(([name]) => name !== "scope"),
     scope: scope ? unquoted(scope[1]) : "",
     key: results.length ? `%${results[0]}` : found[2],
@@ -150,7 +163,20 @@ function parseFunction(text, found) {
 }
 
 // Coloured text of a line; `marked` holds tokens that differ from the other side.
-const TOKEN = /"(?:[^"\\]|\\.)*"|%[\w.]+|@[\w./-]+|[a-z_]\w*\.[a-z_]\w*|[A-Za-z_]\w*|-?\d[\w.+]*|\s+|[^\s\w"%@]+|./g;
+const TOKEN = new RegExp(
+  [
+    '"(?:[^"\\\\]|\\\\.)*"',
+    "%[\\w.]+",
+    "@[\\w./-]+",
+    "[a-z_]\\w*\\.[a-z_]\\w*",
+    "[A-Za-z_]\\w*",
+    "-?\\d[\\w.+]*",
+    "\\s+",
+    '[^\\s\\w"%@]+',
+    ".",
+  ].join("|"),
+  "g",
+);
 
 function tokens(text) {
   return text.match(TOKEN) || [];
@@ -172,9 +198,18 @@ function code(text, marked) {
     const kind = tokenClass(token, index, all);
     const mark = marked && marked[index] && token.trim();
     const digest = /^"[0-9a-f]{64}"$/.test(token);
-    made.append(kind || mark ? h("span", {
-      class: [kind, mark && "t-changed"].filter(Boolean).join(" "), title: digest ? token : null,
-    }, digest ? `${token.slice(0, 9)}…"` : token) : token);
+    made.append(
+      kind || mark
+        ? h(
+            "span",
+            {
+              class: [kind, mark && "t-changed"].filter(Boolean).join(" "),
+              title: digest ? token : null,
+            },
+            digest ? `${token.slice(0, 9)}…"` : token,
+          )
+        : token,
+    );
   });
   return made;
 }
@@ -187,15 +222,19 @@ function tokenMarks(before, after) {
   const table = new Uint16Array((left.length + 1) * wide);
   for (let i = left.length - 1; i >= 0; i -= 1) {
     for (let j = right.length - 1; j >= 0; j -= 1) {
-      table[i * wide + j] = left[i] === right[j] ? table[(i + 1) * wide + j + 1] + 1
-        : Math.max(table[(i + 1) * wide + j], table[i * wide + j + 1]);
+      table[i * wide + j] =
+        left[i] === right[j]
+          ? table[(i + 1) * wide + j + 1] + 1
+          : Math.max(table[(i + 1) * wide + j], table[i * wide + j + 1]);
     }
   }
   const marks = [left.map(() => true), right.map(() => true)];
   for (let i = 0, j = 0; i < left.length && j < right.length;) {
     if (left[i] === right[j]) {
-      marks[0][i] = false; marks[1][j] = false;
-      i += 1; j += 1;
+      marks[0][i] = false;
+      marks[1][j] = false;
+      i += 1;
+      j += 1;
     } else if (table[(i + 1) * wide + j] >= table[i * wide + j + 1]) i += 1;
     else j += 1;
   }
@@ -216,15 +255,22 @@ function diffRows(stages, before, after) {
   const left = keyed(before);
   const right = keyed(after);
   const where = new Map(right.map((item, index) => [item.key, index]));
-  const pairs = left.map((item, index) => [index, where.get(item.key)])
+  const pairs = left
+    .map((item, index) => [index, where.get(item.key)])
     .filter(([, other]) => other !== undefined);
   const kept = increasing(pairs.map(([, other]) => other)).map((index) => pairs[index]);
   const rows = [];
   let i = 0;
   let j = 0;
   for (const [a, b] of [...kept, [left.length, right.length]]) {
-    while (i < a) { rows.push({ before: left[i] }); i += 1; }
-    while (j < b) { rows.push({ after: right[j] }); j += 1; }
+    while (i < a) {
+      rows.push({ before: left[i] });
+      i += 1;
+    }
+    while (j < b) {
+      rows.push({ after: right[j] });
+      j += 1;
+    }
     if (a < left.length) rows.push({ before: left[a], after: right[b] });
     i = a + 1;
     j = b + 1;
@@ -242,13 +288,15 @@ function increasing(values) {
     let high = tails.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (values[tails[middle]] < value) low = middle + 1; else high = middle;
+      if (values[tails[middle]] < value) low = middle + 1;
+      else high = middle;
     }
     if (low > 0) previous[index] = tails[low - 1];
     tails[low] = index;
   });
   const made = [];
-  for (let at = tails.length ? tails[tails.length - 1] : -1; at >= 0; at = previous[at]) made.push(at);
+  for (let at = tails.length ? tails[tails.length - 1] : -1; at >= 0; at = previous[at])
+    made.push(at);
   return made.reverse();
 }
 
@@ -270,8 +318,11 @@ function keysOf(rewrite, line) {
 function rewritesByKey(stages, stage) {
   const found = new Map();
   for (const rewrite of stages.stages[stage].rewrites) {
-    const keys = new Set([...rewrite.before, ...rewrite.after]
-      .flatMap((number) => keysOf(rewrite, stages.line(number))));
+    const keys = new Set(
+      [...rewrite.before, ...rewrite.after].flatMap((number) =>
+        keysOf(rewrite, stages.line(number)),
+      ),
+    );
     for (const key of keys) {
       if (!found.has(key)) found.set(key, []);
       found.get(key).push(rewrite);

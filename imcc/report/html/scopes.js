@@ -18,10 +18,14 @@ class ScopeTree {
     this.producers = new Map();
     this.byKey = new Map();
     this.scopeNodes = new Map();
-    const shown = func.ops.filter((op) => withConstants ? op.op !== "core.return" : !isStructure(op));
+    const shown = func.ops.filter((op) =>
+      withConstants ? op.op !== "core.return" : !isStructure(op),
+    );
     const returned = func.ops.find((op) => op.op === "core.return");
     const leaves = shown.map((op, order) => this.leaf(op, order));
-    const used = new Set(shown.concat(returned || []).flatMap((op) => op.operands.map((one) => one.value)));
+    const used = new Set(
+      shown.concat(returned || []).flatMap((op) => op.operands.map((one) => one.value)),
+    );
     for (const arg of func.head.args) {
       if (!used.has(arg.name) || (arg.state && !withConstants)) continue;
       this.end(`in ${arg.name}`, "input", `%${arg.name}`, arg.type, -1);
@@ -43,8 +47,12 @@ class ScopeTree {
 
   leaf(op, order) {
     const node = {
-      id: `op ${op.key} ${op.results.length ? "" : order}`.trim(), kind: "op", op, order,
-      steps: op.scope ? op.scope.split(".") : [], operands: op.operands.map((one) => one.value),
+      id: `op ${op.key} ${op.results.length ? "" : order}`.trim(),
+      kind: "op",
+      op,
+      order,
+      steps: op.scope ? op.scope.split(".") : [],
+      operands: op.operands.map((one) => one.value),
     };
     this.nodes.set(node.id, node);
     this.byKey.set(op.key, node);
@@ -87,8 +95,14 @@ class ScopeTree {
 
   scope(parent, path, name, again, leaves, depth) {
     const node = {
-      id: `scope ${parent.id} / ${name} ${again}`, kind: "scope", path, name, parent, children: [],
-      again, order: leaves[0].order,
+      id: `scope ${parent.id} / ${name} ${again}`,
+      kind: "scope",
+      path,
+      name,
+      parent,
+      children: [],
+      again,
+      order: leaves[0].order,
     };
     this.nodes.set(node.id, node);
     if (!this.scopeNodes.has(path)) this.scopeNodes.set(path, node);
@@ -104,14 +118,22 @@ class ScopeTree {
     groups.forEach((group, index) => {
       for (const leaf of group.leaves) for (const name of leaf.op.results) home.set(name, index);
     });
-    const needs = groups.map((group, index) => new Set(group.leaves.flatMap((leaf) => leaf.operands)
-      .map((name) => home.get(name)).filter((other) => other !== undefined && other !== index)));
+    const needs = groups.map(
+      (group, index) =>
+        new Set(
+          group.leaves
+            .flatMap((leaf) => leaf.operands)
+            .map((name) => home.get(name))
+            .filter((other) => other !== undefined && other !== index),
+        ),
+    );
     const target = groups.map((group, index) => index);
     const latest = new Map();
     groups.forEach((group, index) => {
       if (group.name === undefined) return;
       const before = latest.get(group.name);
-      if (before !== undefined && !this.between(needs, before, index)) target[index] = target[before];
+      if (before !== undefined && !this.between(needs, before, index))
+        target[index] = target[before];
       latest.set(group.name, index);
     });
     const made = new Map();
@@ -126,7 +148,9 @@ class ScopeTree {
   between(needs, from, to) {
     const reached = new Set([from]);
     for (let index = from + 1; index <= to; index += 1) {
-      const touched = [...needs[index]].some((other) => reached.has(other) && (index < to || other !== from));
+      const touched = [...needs[index]].some(
+        (other) => reached.has(other) && (index < to || other !== from),
+      );
       if (touched && index === to) return true;
       if (touched) reached.add(index);
     }
@@ -141,8 +165,14 @@ class ScopeTree {
       const part = children.slice(from, from + size);
       const label = (node) => node.name || node.op?.key || "";
       const node = {
-        id: `group ${parent.id} ${from}`, kind: "scope", path: parent.path, parent, again: 1,
-        name: `${label(part[0])} … ${label(part[part.length - 1])}`, children: part, group: true,
+        id: `group ${parent.id} ${from}`,
+        kind: "scope",
+        path: parent.path,
+        parent,
+        again: 1,
+        name: `${label(part[0])} … ${label(part[part.length - 1])}`,
+        children: part,
+        group: true,
         order: part[0].order,
       };
       for (const child of part) child.parent = node;
@@ -153,8 +183,10 @@ class ScopeTree {
   }
 
   count(node) {
-    node.ops = node.kind === "op" ? 1
-      : (node.children || []).reduce((sum, child) => sum + this.count(child), 0);
+    node.ops =
+      node.kind === "op"
+        ? 1
+        : (node.children || []).reduce((sum, child) => sum + this.count(child), 0);
     return node.ops;
   }
 
@@ -238,8 +270,13 @@ class ScopeTree {
     for (let i = from.length - 1; i >= common + 2; i -= 1) {
       edge(from[i - 1].id, from[i].id, outside, port(from[i], outside));
     }
-    edge(from[common].id, from[common + 1].id, to[common + 1].id,
-      port(from[common + 1], outside), port(to[common + 1], inside));
+    edge(
+      from[common].id,
+      from[common + 1].id,
+      to[common + 1].id,
+      port(from[common + 1], outside),
+      port(to[common + 1], inside),
+    );
     for (let i = common + 2; i < to.length; i += 1) {
       edge(to[i - 1].id, inside, to[i].id, undefined, port(to[i], inside));
     }
