@@ -114,7 +114,7 @@ def _broken(path: Path, reason: str) -> DiagnosticError:
 def _read(path: Path) -> Node:
     """The graph as plain data; reads nothing but this one file."""
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError:
         raise error(
             codes.MODEL_FILE,
