@@ -139,8 +139,9 @@ def capture(
         # A size that could not be kept open may be what the refusal comes from.
         raise DiagnosticError([*placed, *found]) from None
     made.sizes = {name: size for name, size in sizes.example.items() if name != BATCH}
-    canonicalise(made, resources, masks)
+    # Steps are told to be alike by what they consist of: before anything is moved in them.
     found.extend(give_time_axis(made, resources))
+    canonicalise(made, resources, masks)
     verify(made)
     fixed = {index: leaf for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
     return Captured(
