@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from imcc.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +94,10 @@ def test_see_what_the_compiler_did(tmp_path, monkeypatch, capsys):
         "stages",
         "sources",
     }
+
+
+def test_spiking_networks(capsys):
+    pytest.importorskip("snntorch", reason="snntorch is not installed")
+    (code,) = blocks("docs/how-to/spiking-networks.md", "python")
+    exec(compile(code, "spiking-networks.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "['snn.lif', 'snn.lif']"

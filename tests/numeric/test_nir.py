@@ -10,6 +10,7 @@ import imcc
 from imcc.cli.main import main
 from imcc.frontend.model_file import load_model_file
 from imcc.frontend.nir_import import load_nir
+from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
 
 nir = pytest.importorskip("nir", reason="nir is not installed")
@@ -169,3 +170,115 @@ def test_options_of_a_nir_file(path):
     for wrong in ("step=3", "dt=-1", "dt", "steps=x"):
         with pytest.raises(DiagnosticError, match="no option"):
             load_model_file(f"{path}:{wrong}")
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def captured(
+    form, neuron="snn.lif", results="%s, %v", types="spikes<8xBx{n}>, tensor<8xBx{n}xf32>"
+):
+    """A convolution, neurons, a flattening and a layer, in text."""
+    from imcc.ir import parse_module
+    from imcc.ir.semantics.resources import ResourceStore
+
+    out = f"{neuron} %u {{{form}}} : " + types.format(n="3x4x4")
+    text = f"""// imc 1
+module @m phase("captured") {{
+  resource @c.weight : tensor<3x2x3x3xf32>
+  resource @c.bias : tensor<3xf32>
+  resource @f.weight : tensor<5x48xf32>
+  func @inference(%x: tensor<8xBx2x8x8xf32>) -> tensor<8xBx5xf32> {{
+    %w = core.constant {{value = @c.weight}} : tensor<3x2x3x3xf32>
+    %b = core.constant {{value = @c.bias}} : tensor<3xf32>
+    %u = nn.conv %x, %w, bias=%b {{stride = [2, 2], padding = [1, 1], dilation = [1, 1],
+      scope = "c"}} : tensor<8xBx3x4x4xf32>
+    {results} = {out}
+    %r = core.reshape %s {{shape = [8, B, 48]}} : {types.format(n=48).split(", ")[0]}
+    %q = core.constant {{value = @f.weight}} : tensor<5x48xf32>
+    %y = nn.linear %r, %q {{scope = "f"}} : tensor<8xBx5xf32>
+    core.return %y
+  }}
+}}
+"""
+    store = ResourceStore()
+    for name, shape in (("c.weight", (3, 2, 3, 3)), ("c.bias", (3,)), ("f.weight", (5, 48))):
+        store.put(name, torch.as_tensor(values(*shape)))
+    return parse_module(text), store
+
+
+HARD = 'reset = "hard", threshold = 0.3, fires_at = "above"'
+FORMS = [
+    "leak = 0.8",
+    "leak = 0.8, decay_input = true",
+    'leak = 0.25, leak_as = "rate"',
+    'leak = 0.25, leak_as = "rate", decay_input = true, rest = 0.05, gain = 1.5',
+    'leak = 4.0, leak_as = "time_constant"',
+    'leak = 4.0, leak_as = "time_constant", decay_input = true, reset_value = -0.1',
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_written_computes_the_same_spikes(form, path):
+    from imcc.driver.nir_export import export_nir
+    from imcc.ir.semantics.interpreter import evaluate_function
+
+    module, store = captured(f"{form}, {HARD}")
+    report = export_nir(module, store, path, dt=DT)
+    assert {item.verdict for item in report} == {"faithful"}
+    assert [item.kind for item in report] == ["nn.conv", "snn.lif", "core.reshape", "nn.linear"]
+    network, _ = load_nir(path, dt=DT, steps=8)
+    x = torch.as_tensor(values(8, 3, 2, 8, 8, seed=4))
+    wanted = evaluate_function(module.function(), (x,), resources=store).outputs[0]
+    assert wanted.abs().sum() > 0
+    assert torch.allclose(network(x), wanted, atol=1e-5)
+
+
+def test_integrators_are_written(path):
+    from imcc.driver.nir_export import export_nir
+    from imcc.ir.semantics.interpreter import evaluate_function
+
+    module, store = captured(
+        "leak = 0.9", "snn.li", types="tensor<8xBx{n}xf32>, tensor<8xBx{n}xf32>"
+    )
+    export_nir(module, store, path, dt=DT)
+    assert {type(node).__name__ for node in nir.read(path).nodes.values()} >= {"LI", "Conv2d"}
+    x = torch.as_tensor(values(8, 2, 2, 8, 8))
+    wanted = evaluate_function(module.function(), (x,), resources=store).outputs[0]
+    assert torch.allclose(load_nir(path, dt=DT, steps=8)[0](x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "form, reason",
+    [
+        ("leak = 0.8", "subtracts its threshold"),
+        ('leak = 0.8, reset = "hard", reset_at = "next"', "resets in the next step"),
+        ('leak = 0.8, reset = "none"', "this one does not"),
+        ('leak = 1.0, reset = "hard"', "taken as its charge"),
+    ],
+)
+def test_what_nir_holds_approximately_is_refused_unless_asked_for(form, reason, path):
+    from imcc.driver.nir_export import export_nir
+
+    module, store = captured(form)
+    with pytest.raises(DiagnosticError, match=reason):
+        export_nir(module, store, path)
+    assert not path.exists()
+    report = export_nir(module, store, path, approximate=True)
+    assert [item.verdict for item in report].count("approximate") == 1
+    assert nir.read(path).nodes
+
+
+def test_every_op_that_nir_lacks_is_listed_and_nothing_written(path):
+    from imcc.driver.nir_export import export_nir
+    from imcc.frontend.capture import capture
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Softmax(-1))
+    made = capture(model, (torch.randn(8, 2, 4),))
+    with pytest.raises(DiagnosticError) as caught:
+        export_nir(made.module, made.resources, path)
+    assert [item.code for item in caught.value.diagnostics] == [codes.UNSUPPORTED_OP] * 2
+    assert list(path.parent.iterdir()) == []
+    path.write_text("mine")
+    with pytest.raises(DiagnosticError, match="exists already"):
+        export_nir(made.module, made.resources, path)
