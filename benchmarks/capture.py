@@ -119,6 +119,10 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 continue
             print(case.model, file=sys.stderr)
             rows.append(measure_case(case))
+    if not options.only:
+        from benchmarks import capture_spiking
+
+        rows += capture_spiking.rows(options.quick)
     if options.write is not None:
         options.write.write_text(table(rows), encoding="utf-8")
     return rows
@@ -141,6 +145,8 @@ def table(rows: list[Row]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
+        if "flips" in row:
+            continue
         name = row["model"] + (f" ({row['pretrained']})" if row["pretrained"] else "")
         wide = row["relative_diff_f64"]
         lines.append(
@@ -148,6 +154,23 @@ def table(rows: list[Row]) -> str:
             f"| {row['seconds']:.1f} | {row['relative_diff_f32']:.0e} "
             f"| {'-' if wide is None else f'{wide:.0e}'} | {row['regions']} | {row['attentions']} |"
         )
+    lines += [
+        "",
+        "Spiking networks, against the library's own run. Flips are output spikes that differ; the",
+        "step form stays where steps truly mix, with a warning.",
+        "",
+        "| model | library | ops | distinct | seconds | neurons over time | output spikes "
+        "| flips float32 | flips float64 | largest difference |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "flips" in row:
+            lines.append(
+                f"| {row['model']} | {row['library']} {row['version']} | {row['ops']} "
+                f"| {row['distinct_ops']} | {row['seconds']:.1f} | {row['neurons_over_time']} "
+                f"| {row['spikes']} | {row['flips']} | {row['flips_f64']} "
+                f"| {row['max_abs_diff']:.0e} |"
+            )
     lines += [
         "",
         f"Together they use {len(names)} ops: " + ", ".join(f"`{n}`" for n in names) + ".",

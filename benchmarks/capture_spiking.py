@@ -187,7 +187,7 @@ def _spikingjelly() -> Iterator[Case]:
         def forward(self, x: Tensor) -> Tensor:
             return torch.stack([self.net(x) for _ in range(STEPS)])
 
-    frames = _seeded(STEPS, BATCH, 2, 16, 16, high=3.0)
+    frames = _seeded(STEPS, BATCH, 2, 16, 16, high=12.0)
     kinds: dict[str, Callable[[], nn.Module]] = {
         "IF": lambda: neuron.IFNode(step_mode="m", v_reset=None),
         "LIF": lambda: neuron.LIFNode(step_mode="m"),
@@ -202,7 +202,7 @@ def _spikingjelly() -> Iterator[Case]:
             frames,
             functional.reset_net,
         )
-    image = _seeded(BATCH, 2, 16, 16, high=3.0)
+    image = _seeded(BATCH, 2, 16, 16, high=12.0)
     yield Case(
         "LIF, single-step loop",
         "spikingjelly",
@@ -346,6 +346,8 @@ def _compare(case: Case, dtype: torch.dtype) -> tuple[Captured, float, float, in
 
 def rows(quick: bool = False) -> list[Row]:
     """One row for each model of the installed libraries; ``quick`` takes one per library."""
+    from benchmarks.capture import regions
+
     made: list[Row] = []
     for library, cases in LIBRARIES.items():
         if importlib.util.find_spec(library) is None:
@@ -353,7 +355,7 @@ def rows(quick: bool = False) -> list[Row]:
         for case in list(cases())[: 1 if quick else None]:
             program, seconds, difference, flips, spikes = _compare(case, torch.float32)
             _, _, wide, wide_flips, _ = _compare(case, torch.float64)
-            ops = [op.name for op in program.module.walk()]
+            ops = [op.name for op in program.module.walk() if not op.terminator]
             made.append(
                 {
                     "model": case.name,
@@ -363,14 +365,15 @@ def rows(quick: bool = False) -> list[Row]:
                     "distinct_ops": len(set(ops)),
                     "seconds": seconds,
                     "max_abs_diff": difference,
-                    "regions": len({op.scope for op in program.module.walk() if op.scope}),
+                    "regions": len(regions(program)),
                     "attentions": ops.count("nn.attention"),
                     "max_abs_diff_f64": wide,
                     "flips": flips,
                     "flips_f64": wide_flips,
                     "spikes": spikes,
                     "neurons_over_time": ops.count("snn.lif"),
-                    "warnings": len(program.warnings),
+                    "op_names": sorted(set(ops) - {"core.return"}),
+                    "warnings": [item.message for item in program.warnings],
                 }
             )
     return made
