@@ -8,6 +8,7 @@ without gaps into 32-bit words); nothing is quantised again. All other tensors c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from imcc.runtime.output import new_folder
 if TYPE_CHECKING:
     from torch import nn as torch_nn
 
-SUFFIXES = (".codes", ".scaled", ".folded")
-"""What passes append to the name of a weight that they made anew."""
+MADE = re.compile(r"(\.(codes|scaled|folded)(\.\d+)?)+$")
+"""What passes append to the name of a weight that they made anew; a number tells equals apart."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def export_checkpoint(made: CompiledModel, model: torch_nn.Module, folder: str |
             groups[layer] = _scheme(core.tensor(held.x).quant)
         for value in op.operands:
             source = value.owner
-            if isinstance(source, core.Constant) and str(source.value).endswith(SUFFIXES[1:]):
+            if isinstance(source, core.Constant) and MADE.search(str(source.value)):
                 name = _target(str(source.value), prefix, tensors)
                 tensors[name] = made.resources.get(source.value).to(tensors[name].dtype)
     if not groups:
@@ -108,10 +109,7 @@ def _constant(value: Any) -> str:
 
 
 def _target(resource: str, prefix: str, tensors: Mapping[str, Tensor]) -> str:
-    name = resource
-    while name.endswith(SUFFIXES):
-        name = name.rpartition(".")[0]
-    name = name.removeprefix(prefix)
+    name = MADE.sub("", resource).removeprefix(prefix)
     if name not in tensors and f"{name.removesuffix('.weight')}.weight_packed" not in tensors:
         raise error(
             codes.BAD_DATA,

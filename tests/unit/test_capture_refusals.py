@@ -14,6 +14,7 @@ from imcc.frontend.capture import capture
 from imcc.frontend.model_file import load_model_file
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
+from imcc.ir.semantics.interpreter import evaluate_function
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -230,21 +231,6 @@ REFUSED = {
         "x.numpy()",
         "cannot capture",
         "no .numpy()",
-    ),
-    "autocast": (
-        """
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = nn.Linear(4, 4)
-            def forward(self, x):
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    return self.fc(x)
-        """,
-        "torch.randn(2, 4)",
-        "def forward",
-        "converts f32 to bf16",
-        "one floating-point type",
     ),
     "a size": (
         """
@@ -633,3 +619,19 @@ def load_model_file_class(path, name):
     scope = {"__name__": path.stem}
     exec(compile(path.read_text(), str(path), "exec"), scope)
     return scope[name]
+
+
+def test_autocast_is_captured_with_its_casts():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.fc(x)
+
+    model, x = Net(), torch.randn(3, 4)
+    made = capture(model, (x,))
+    outputs = evaluate_function(made.module.function(), (x,), resources=made.resources).outputs
+    assert outputs[0].dtype == torch.bfloat16 and torch.equal(outputs[0], model(x))

@@ -267,7 +267,7 @@ def test_a_size_that_no_input_has(here, capsys):
         (["opt", "m.imc", "--weights", "m.imc"], 1, "IMC601", "m.imc"),
         (["opt", "m.imc", "--timing-json", "m.imc/x"], 1, "IMC603", "cannot write"),
         (["opt", "."], 1, "IMC601", "manifest"),
-        (["targets", "ram"], 1, "IMC501", "did you mean 'rram'"),
+        (["targets", "ram"], 1, "IMC501", "'rram'"),
         (["targets", "rram", "--set", "adc.bits"], 1, "IMC502", "KEY.PATH=VALUE"),
         (["targets", "rram", "--set", "adc.bits=1979-05-27"], 1, "IMC502", "adc.bits"),
         (["targets", "rram", "--set", "backend=1979-05-27"], 1, "IMC502", "backend"),
