@@ -77,8 +77,13 @@ def fit_batches(batches: Sequence[tuple[Any, ...]], function: Function) -> list[
 def evaluation_set(given: Any) -> tuple[CallInputs, Any]:
     """Evaluation data ``(inputs, targets)`` as an input tuple and targets."""
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise _bad("evaluation_data() returns a pair (inputs, targets)")
+        raise _bad(f"evaluation_data() returns a pair (inputs, targets), not {_shown(given)}")
     return as_inputs(given[0]), given[1]
+
+
+def _shown(given: Any) -> str:
+    kind = type(given).__name__
+    return f"a {kind} of {len(given)}" if isinstance(given, (list, tuple, dict)) else f"a {kind}"
 
 
 def _bad(message: str) -> DiagnosticError:

@@ -180,11 +180,17 @@ class Rewriter:
         self.touched.append(op)
 
     def set_attributes(self, op: Op, **attributes: Any) -> None:
-        """Change declared attributes of ``op``; values are checked as in the constructor."""
+        """Change declared attributes of ``op``; values are checked as in the constructor.
+
+        Values that the op has already are no change.
+        """
         before = print_op(op)
         spec = type(op).spec().attributes
-        for name, value in attributes.items():
-            op._set(name, spec[name].coerce(value))
+        made = {name: spec[name].coerce(value) for name, value in attributes.items()}
+        if all(getattr(op, name) == value for name, value in made.items()):
+            return
+        for name, value in made.items():
+            op._set(name, value)
         self._note("attribute", op, (before,), (op,))
         self.touched.append(op)
 
@@ -197,6 +203,8 @@ class Rewriter:
             if key not in ANNOTATIONS:
                 raise ValueError(f"no dialect declares the annotation {key}")
             op.annotations[key] = ANNOTATIONS[key].kind.coerce(value)
+        if print_op(op) == before:
+            return
         self._note("annotate", op, (before,), (op,))
 
     # -- functions and module --------------------------------------------------------------------

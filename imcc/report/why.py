@@ -137,7 +137,7 @@ class _Asked:
         if self.kind == "area_um2":
             return self._made(
                 value,
-                "sum over components: instances in use x area of one",
+                "sum over components: all instances on used tiles x area of one",
                 (self._area(name, held.get("instances")) for name, held in components.items()),
             )
         terms = [
@@ -202,7 +202,7 @@ class _Asked:
             )
         if self.kind == "area_um2":
             made = self._area(name, held.get("instances"))
-            return self._made(made.value, "instances in use x area of one", (made,))
+            return self._made(made.value, "all instances on used tiles x area of one", (made,))
         terms = [
             Reason(f"{layer['name']}: {term.name}", term.value, "pJ", "", term.count, term.figure)
             for layer in self.point["layers"]

@@ -154,3 +154,17 @@ def test_clone_is_independent():
     Rewriter(copy).replace(ops(copy)[0], [], copy.function().arguments[0])
     assert print_module(module) == TEXT
     assert print_module(copy) != TEXT
+
+
+def test_values_that_an_op_has_already_are_no_change():
+    module = parse_module(
+        '// imc 1\nmodule @m phase("captured") {\n'
+        "  func @inference(%x: tensor<Bx4xf32>) -> tensor<Bx4xf32> {\n"
+        "    %y = nn.clamp %x {minimum = 0.0, maximum = 4.0} : tensor<Bx4xf32>\n"
+        "    core.return %y\n  }\n}\n"
+    )
+    op, rewriter = module.function().first, Rewriter(module)
+    rewriter.set_attributes(op, maximum=4.0)
+    assert not rewriter.journal.changes
+    rewriter.set_attributes(op, maximum=5.0)
+    assert len(rewriter.journal.changes) == 1
