@@ -415,6 +415,8 @@ def _report_fixed(
         failure = failures.get(symbol)
         if failure is not None:
             place, reason = place or place_of_exception(failure), reason or first_line(failure)
+        elif symbol == BATCH and not reason:
+            reason = "what it computes depends on the batch size, as in `if x.shape[0] > 2`"
         found.append(
             Diagnostic(
                 codes.CAPTURE,

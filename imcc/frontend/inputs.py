@@ -15,6 +15,9 @@ from imcc.frontend.batch import BatchLayout
 
 BATCH, SEQUENCE = "B", "S"
 
+MAX_BATCH = 1 << 20
+"""A program that takes batches up to this size is taken to take any."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -118,7 +121,10 @@ class OpenSizes:
         return {name: letter for letter, name in self._names(program) if name is not None}
 
     def fixed(self, program: ExportedProgram) -> set[str]:
-        """Symbols that the exporter replaced by a number or by an expression of others."""
+        """Symbols that the exporter replaced by a number or by an expression of others.
+
+        A batch size that the model branches on counts too: the program would hold one branch only.
+        """
         return {letter for letter, name in self._names(program) if name is None}
 
     def _names(self, program: ExportedProgram) -> Iterator[tuple[str, str | None]]:
@@ -131,7 +137,18 @@ class OpenSizes:
                     factor, rest = size.node.expr.as_coeff_Mul()
                     if factor == (self.batch_steps if letter == BATCH else 1) and rest.is_Symbol:
                         name = rest.name
+                    if letter == BATCH and _is_bounded(program, rest):
+                        name = None
                 yield letter, name
+
+
+def _is_bounded(program: ExportedProgram, symbol: Any) -> bool:
+    """Whether the model took a branch that holds for some batch sizes only.
+
+    The exporter assumes sizes of 2 and more by itself; any narrower range is the model's.
+    """
+    held = program.range_constraints.get(symbol)
+    return held is not None and bool(held.lower > 2 or held.upper < MAX_BATCH)
 
 
 def _is_tokens(leaf: Tensor, batch: int | None) -> bool:

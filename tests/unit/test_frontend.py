@@ -443,3 +443,25 @@ def test_writes_into_parts(name, network):
     (got,) = evaluate_function(made.module.function(), [x], resources=made.resources).outputs
     assert torch.equal(got, file.module(x))
     assert not any("batch" in item.message for item in made.warnings)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_a_branch_on_the_batch_size_fixes_it(size):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x) if x.shape[0] > 2 else x
+
+    made = capture(Branching(), (torch.randn(3, 4),))
+    (warning,) = made.warnings
+    assert "fixes its batch size" in warning.message
+    x = torch.randn(size, 4)
+    if size == 3:
+        outputs = evaluate_function(made.module.function(), (x,), resources=made.resources).outputs
+        assert outputs[0].shape == (3, 4)
+    else:
+        with pytest.raises(DiagnosticError):
+            evaluate_function(made.module.function(), (x,), resources=made.resources)
