@@ -360,4 +360,14 @@ def apply_rules(module: Module, rules: Sequence[RewriteRule], rewriter: Rewriter
                         work.extend(value.users)
                 work.append(op)
     rewriter.rule = outer
+    _forget_detached(module)
     return changed
+
+
+def _forget_detached(module: Module) -> None:
+    """Drop the uses of ops that a rule made before it refused, and that stand nowhere."""
+    for function in module.functions.values():
+        values = [*function.arguments, *(value for op in function.ops for value in op.results)]
+        for value in values:
+            for user in [user for user in value.users if user.parent is None]:
+                del value.users[user]

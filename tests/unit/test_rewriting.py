@@ -168,3 +168,19 @@ def test_values_that_an_op_has_already_are_no_change():
     assert not rewriter.journal.changes
     rewriter.set_attributes(op, maximum=5.0)
     assert len(rewriter.journal.changes) == 1
+
+
+def test_ops_that_a_rule_makes_and_drops_use_nothing():
+    @rewrite_rule(nn.Relu)
+    def undecided(op, rewriter):
+        nn.Relu(x=op.x)
+        return False
+
+    module = parse_module(
+        '// imc 1\nmodule @m phase("captured") {\n'
+        "  func @inference(%x: tensor<Bx4xf32>) -> tensor<Bx4xf32> {\n"
+        "    %y = nn.relu %x : tensor<Bx4xf32>\n    core.return %y\n  }\n}\n"
+    )
+    assert not apply_rules(module, [undecided], Rewriter(module))
+    assert len(module.function().inputs[0].users) == 1
+    verify(module)
