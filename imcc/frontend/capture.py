@@ -128,7 +128,10 @@ def capture(
         sizes = OpenSizes.of(leaves, layout if dynamic_batch else None, sequence=dynamic_sequence)
         with _quiet_exporter():
             program, sizes = _export(module, inputs, sizes, found)
-            program = program.run_decompositions({})
+            try:
+                program = program.run_decompositions({})
+            except Exception as wrong:
+                raise _capture_error(wrong) from wrong
     found.extend([*exchanged.warnings, *_written_inputs(program)])
     try:
         made, resources, constants, masks = _convert(program, name, module, sizes.symbols(program))

@@ -465,3 +465,17 @@ def test_a_branch_on_the_batch_size_fixes_it(size):
     else:
         with pytest.raises(DiagnosticError):
             evaluate_function(made.module.function(), (x,), resources=made.resources)
+
+
+def test_a_sparse_tensor_that_is_no_parameter_is_refused():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.held = torch.eye(4).to_sparse()
+
+        def forward(self, x):
+            return torch.sparse.mm(self.held, self.layer(x).T).T
+
+    with pytest.raises(DiagnosticError, match="cannot capture"):
+        capture(Sparse(), (torch.randn(3, 4),))
