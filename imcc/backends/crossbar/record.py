@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from imcc.backends.api import Activity, Target
 from imcc.backends.crossbar import BACKEND
@@ -19,6 +16,7 @@ from imcc.backends.crossbar.dialect import (
     Program,
 )
 from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.ir import codes
 from imcc.ir.cost import CostRecord, LayerCost, PlacedMatrix, Placement
 from imcc.ir.diagnostics import error
@@ -26,13 +24,9 @@ from imcc.ir.module import Module
 
 
 @dataclass
-class _Layer:
-    ops: list[str] = field(default_factory=list)
-    events: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    busy_ns: float = 0.0
-    start_ns: float | None = None
-    end_ns: float = 0.0
-    unknown: list[str] = field(default_factory=list)
+class _Layer(LayerEvents):
+    """A layer and the crossbars that hold its matrices."""
+
     crossbars: set[tuple[int, int]] = field(default_factory=set)
     tiles: set[int] = field(default_factory=set)
 
@@ -62,14 +56,8 @@ def cost_record(
     layers, unknown = _gather(module, name, target, activity)
     tile_sets = [layer.tiles for layer in layers.values()]
     tiles = len(set().union(*tile_sets))
-    energies = {key: _energies(layer.events, target) for key, layer in layers.items()}
-    missing = {
-        event.split(".", 1)[0]
-        for layer in layers.values()
-        for event in layer.events
-        if target.energy_pj(event.split(".", 1)[0]) is None
-    }
-    unknown += [f"energy of component {item}" for item in sorted(missing)]
+    energies = {key: layer.energies(target) for key, layer in layers.items()}
+    unknown += without_energy(layers.values(), target)
     counts = _instances(tiles, target)
     latency = max((layer.end_ns for layer in layers.values()), default=0.0)
     leakage = {
@@ -83,7 +71,9 @@ def cost_record(
         _layer(key, layer, energies[key], shared * len(layer.tiles), target)
         for key, layer in layers.items()
     )
-    components = _components(layers, energies, counts, areas, leakage, target)
+    components = component_records(
+        layers.values(), energies.values(), counts, areas, leakage, target
+    )
     dynamic = sum(sum(item.values()) for item in energies.values())
     return CostRecord(
         energy_pj=dynamic + sum(leakage.values()),
@@ -120,17 +110,7 @@ def _gather(
             continue
         layer = layers.setdefault(op.scope or op.name, _Layer())
         cost = BACKEND.op_cost(op, target, activity)
-        layer.ops.append(op.name)
-        layer.busy_ns += cost.busy_ns
-        for event, count in cost.events.items():
-            layer.events[event] += count
-        if cost.unknown:
-            layer.unknown.append(f"{op.name}: {cost.unknown}")
-            unknown.append(f"{op.scope or op.name}: {op.name} ({cost.unknown})")
-        start, end = BACKEND.op_times(op) or (0.0, 0.0)
-        if end > start:
-            layer.start_ns = start if layer.start_ns is None else min(layer.start_ns, start)
-            layer.end_ns = max(layer.end_ns, end)
+        unknown += layer.add(op, cost, BACKEND.op_times(op))
         if FIRST_TILE in op.annotations:
             held = op.annotations
             layer.crossbars.add((held[FIRST_CROSSBAR], held[CROSSBARS]))
@@ -157,16 +137,6 @@ def placement(module: Module, function: str, target: Target) -> Placement | None
         (("tile", held.pes_per_tile), ("pe", held.crossbars_per_pe)),
         tuple(found[key] for key in sorted(found)),
     )
-
-
-def _energies(events: Mapping[str, float], target: CrossbarTarget) -> dict[str, float]:
-    made: dict[str, float] = defaultdict(float)
-    for event, count in events.items():
-        component = event.split(".", 1)[0]
-        figure = target.energy_pj(component)
-        if figure is not None:
-            made[component] += count * figure
-    return dict(made)
 
 
 def _instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
@@ -241,32 +211,3 @@ def _resources(
         "tiles": tiles,
         "adcs": used * target.adcs_per_crossbar,
     }
-
-
-def _components(
-    layers: Mapping[str, _Layer],
-    energies: Mapping[str, dict[str, float]],
-    counts: Mapping[str, int],
-    areas: Mapping[str, float | None],
-    leakage: Mapping[str, float],
-    target: CrossbarTarget,
-) -> dict[str, dict[str, Any]]:
-    events: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for layer in layers.values():
-        for event, count in layer.events.items():
-            events[event.split(".", 1)[0]][event] += count
-    made: dict[str, dict[str, Any]] = {}
-    for name in target.components():
-        if name not in counts and name not in events:
-            continue
-        known = target.energy_pj(name) is not None
-        energy = sum(item.get(name, 0.0) for item in energies.values())
-        made[name] = {
-            "energy_pj": energy if known else None,
-            "leakage_pj": leakage.get(name),
-            "area_um2": areas.get(name),
-            "instances": counts.get(name),
-            "events": dict(events.get(name, {})),
-            "figures": target.figures(name),
-        }
-    return made

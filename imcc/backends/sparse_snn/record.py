@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from imcc.backends.api import Activity, Target
+from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.backends.sparse_snn import BACKEND
 from imcc.backends.sparse_snn.cost import NOT_MODELLED
 from imcc.backends.sparse_snn.dialect import SAMPLES, Product
@@ -32,13 +30,9 @@ ACCUMULATOR_BITS = 16
 
 
 @dataclass
-class _Layer:
-    ops: list[str] = field(default_factory=list)
-    events: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    busy_ns: float = 0.0
-    start_ns: float | None = None
-    end_ns: float = 0.0
-    unknown: list[str] = field(default_factory=list)
+class _Layer(LayerEvents):
+    """A layer and how many products it has."""
+
     products: int = 0
 
 
@@ -106,16 +100,8 @@ def cost_record(
         )
     function = module.function(name)
     layers, unknown = _gather(function, target)
-    energies = {key: _energies(layer.events, target) for key, layer in layers.items()}
-    missing = sorted(
-        {
-            event.split(".", 1)[0]
-            for layer in layers.values()
-            for event in layer.events
-            if target.energy_pj(event.split(".", 1)[0]) is None
-        }
-    )
-    unknown += [f"energy of component {item}" for item in missing]
+    energies = {key: layer.energies(target) for key, layer in layers.items()}
+    unknown += without_energy(layers.values(), target)
     found = [op for op in function.ops if isinstance(op, Product)]
     timesteps = max((op.fibers.word_bits for op in found), default=1)
     counts, areas = instances(target, timesteps), areas_um2(target, timesteps)
@@ -144,7 +130,7 @@ def cost_record(
         area_um2=area,
         leakage_pj=0.0,
         resources={"elements": target.keys.array.elements, "banks": target.keys.cache.banks},
-        components=_components(layers, energies, counts, areas, target),
+        components=component_records(layers.values(), energies.values(), counts, areas, {}, target),
         layers=made,
         activity="profiled" if profiled else "assumed",
         provenance={
@@ -173,54 +159,6 @@ def _gather(function: Function, target: SparseTarget) -> tuple[dict[str, _Layer]
             continue
         layer = layers.setdefault(op.scope or op.name, _Layer())
         cost = BACKEND.op_cost(op, target)
-        layer.ops.append(op.name)
-        layer.busy_ns += cost.busy_ns
         layer.products += isinstance(op, Product)
-        for event, count in cost.events.items():
-            layer.events[event] += count
-        if cost.unknown:
-            layer.unknown.append(f"{op.name}: {cost.unknown}")
-            unknown.append(f"{op.scope or op.name}: {op.name} ({cost.unknown})")
-        start, end = BACKEND.op_times(op) or (0.0, 0.0)
-        if end > start:
-            layer.start_ns = start if layer.start_ns is None else min(layer.start_ns, start)
-            layer.end_ns = max(layer.end_ns, end)
+        unknown += layer.add(op, cost, BACKEND.op_times(op))
     return layers, unknown
-
-
-def _energies(events: Mapping[str, float], target: SparseTarget) -> dict[str, float]:
-    made: dict[str, float] = defaultdict(float)
-    for event, count in events.items():
-        component = event.split(".", 1)[0]
-        figure = target.energy_pj(component)
-        if figure is not None:
-            made[component] += count * figure
-    return dict(made)
-
-
-def _components(
-    layers: Mapping[str, _Layer],
-    energies: Mapping[str, dict[str, float]],
-    counts: Mapping[str, int],
-    areas: Mapping[str, float],
-    target: SparseTarget,
-) -> dict[str, dict[str, Any]]:
-    events: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for layer in layers.values():
-        for event, count in layer.events.items():
-            events[event.split(".", 1)[0]][event] += count
-    made: dict[str, dict[str, Any]] = {}
-    for name in target.components():
-        if name not in counts and name not in events:
-            continue
-        known = target.energy_pj(name) is not None
-        energy = sum(item.get(name, 0.0) for item in energies.values())
-        made[name] = {
-            "energy_pj": energy if known else None,
-            "leakage_pj": None,
-            "area_um2": areas.get(name),
-            "instances": counts.get(name),
-            "events": dict(events.get(name, {})),
-            "figures": target.figures(name),
-        }
-    return made

@@ -10,32 +10,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from imcc.backends.api import Target
+from imcc.backends.keys import Component, Keys
 from imcc.ir import codes
-from imcc.ir.cost import Figure
 from imcc.ir.diagnostics import Location, error, nearest
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Array(_Keys):
+class Array(Keys):
     """The processing elements."""
 
     elements: int = Field(ge=1, le=1024, description="processing elements")
 
 
-class Format(_Keys):
+class Format(Keys):
     """How operands are stored."""
 
     weight_bits: int = Field(default=8, ge=2, le=16, description="bits of a weight, sign included")
     pointer_bits: int = Field(default=32, ge=1, le=64, description="bits of a fiber's pointer")
 
 
-class Cache(_Keys):
+class Cache(Keys):
     """The global buffer."""
 
     bytes: int = Field(ge=1024, description="capacity")
@@ -43,31 +39,31 @@ class Cache(_Keys):
     line_bytes: int = Field(ge=8, multiple_of=8, description="bytes of one access of a bank")
 
 
-class Dram(_Keys):
+class Dram(Keys):
     """The memory behind the cache."""
 
     bandwidth_gb_s: float = Field(gt=0, description="bandwidth in 10^9 bytes per second")
 
 
-class Clock(_Keys):
+class Clock(Keys):
     """The one clock."""
 
     frequency_mhz: float = Field(gt=0, description="frequency")
 
 
-class LaggyPrefixSum(_Keys):
+class LaggyPrefixSum(Keys):
     """The slow prefix sum over the mask of spikes."""
 
     adders: int = Field(ge=1, le=128, description="positions that it advances in a cycle")
 
 
-class Fifo(_Keys):
+class Fifo(Keys):
     """FIFOs of matched positions and weights, between the join and the corrections."""
 
     depth: int = Field(ge=1, le=1024, description="entries of each FIFO")
 
 
-class Accumulators(_Keys):
+class Accumulators(Keys):
     """Pseudo- and correction accumulators."""
 
     pseudo_bits: int | None = Field(
@@ -85,7 +81,7 @@ Mapping = Literal["rows", "rows-columns"]
 Ports = Literal["ideal", "random"]
 
 
-class _Rules(_Keys):
+class _Rules(Keys):
     bank_conflicts: Ports = Field(
         description="random: requests of different elements meet in banks at random; ideal: never"
     )
@@ -169,19 +165,7 @@ class SystolicRules(_Rules):
     )
 
 
-class Component(_Keys):
-    """A component's figures. An absent figure is unknown, and is reported so, not as 0."""
-
-    energy_pj: float | None = Field(default=None, ge=0, description="energy of one event")
-    area_um2: float | None = Field(default=None, ge=0, description="area of one instance")
-    leakage_uw: float | None = Field(default=None, ge=0, description="leakage of one instance")
-    per: str = Field(description="what one event is")
-    node_nm: float = Field(gt=0, description="technology node of the figures")
-    source: str = Field(min_length=1, description="where the figures come from")
-    note: str = Field(default="", description="what to know when using them")
-
-
-class Components(_Keys):
+class Components(Keys):
     """The component library that all engines share."""
 
     dram: Component = Field(description="the memory behind the cache")
@@ -196,7 +180,7 @@ class Components(_Keys):
     neuron_multiply: Component = Field(description="multiplication of a membrane by its decay")
 
 
-class Published(_Keys):
+class Published(Keys):
     """Totals that the accelerator's authors give, to stand beside ours. Nothing is scaled to it."""
 
     area_mm2: float = Field(gt=0, description="area")
@@ -206,7 +190,7 @@ class Published(_Keys):
     source: str = Field(min_length=1, description="where the totals come from")
 
 
-class _TargetKeys(_Keys):
+class _TargetKeys(Keys):
     backend: Literal["sparse_snn"] = Field(description="the backend's name")
     summary: str = Field(default="", description="one line for `imcc targets`")
     array: Array = Field(description="processing elements")
@@ -235,7 +219,7 @@ class SequentialKeys(_TargetKeys):
     rules: SequentialRules = Field(description="choices that the public material leaves open")
 
 
-class Psums(_Keys):
+class Psums(Keys):
     """Partial sums in the cache."""
 
     bits: int = Field(ge=8, le=32, description="bits of one partial sum")
@@ -250,7 +234,7 @@ class OuterProductKeys(_TargetKeys):
     rules: OuterProductRules = Field(description="choices that the public material leaves open")
 
 
-class Merger(_Keys):
+class Merger(Keys):
     """The merger of an element."""
 
     radix: int = Field(ge=2, le=1024, description="fibers that it merges at a time")
@@ -265,7 +249,7 @@ class GustavsonKeys(_TargetKeys):
     rules: GustavsonRules = Field(description="choices that the public material leaves open")
 
 
-class Systolic(_Keys):
+class Systolic(Keys):
     """The shape of the dense array."""
 
     rows: int = Field(ge=1, description="output neurons at a time")
@@ -331,16 +315,7 @@ class SparseTarget(Target):
     def figures(self, component: str) -> dict[str, Any]:
         """The figures of a component as plain data, with unit, node and source."""
         held: Component = getattr(self.keys.components, component)
-        made: dict[str, Any] = {}
-        for key, value, unit in (
-            ("energy", held.energy_pj, f"pJ per {held.per}"),
-            ("area", held.area_um2, "um2"),
-            ("leakage", held.leakage_uw, "uW"),
-        ):
-            if value is not None:
-                figure = Figure(value, unit, held.source, held.node_nm, held.note)
-                made[key] = figure.to_json()
-        return made
+        return held.figures()
 
 
 def load(name: str, data: dict[str, Any], origin: str) -> SparseTarget:
