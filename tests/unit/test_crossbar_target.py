@@ -151,3 +151,16 @@ def test_presets_hold_what_differs_from_rram(tmp_path):
     mine = find_target(str(file))
     assert mine.keys.adc.bits == 5 and mine.read_noise.silent
     assert mine.write_noise == find_target("fefet").write_noise
+
+
+def test_platforms_of_the_transformer_papers():
+    trexsim, vit_x = find_target("trexsim"), find_target("vit-x")
+    for target in (trexsim, vit_x):
+        assert (target.keys.array.rows, target.keys.array.columns) == (64, 64)
+        assert target.keys.array.cell_bits == 2 and target.keys.dac.bits == 1
+    assert trexsim.keys.adc.bits == 6 and trexsim.crossbars_per_tile == 64
+    assert trexsim.write_noise == find_target("fefet").write_noise
+    assert not trexsim.read_noise.silent
+    assert vit_x.keys.device.g_max_us == 10.0 and vit_x.keys.device.on_off_ratio == 100.0
+    # Every sum of 64 rows has a code, and weights are written exactly.
+    assert vit_x.top_code >= vit_x.largest_column_sum(64) and vit_x.write_noise.silent
