@@ -172,16 +172,17 @@ def _read_whole(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
             suggestions=nearest(base, _presets()) if isinstance(base, str) else (),
             help=f"installed targets: {', '.join(sorted(_presets()))}",
         )
-    return _merged(_read_whole(preset, (*above, base)), data)
+    return merged(_read_whole(preset, (*above, base)), data)
 
 
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base``, changed in place: tables key by key, models and figures as a whole."""
     for key, value in changes.items():
         held = base.get(key)
         # Figures with a source and models with keys of their own are taken or left as a whole.
         both = isinstance(held, dict) and isinstance(value, dict)
         both = both and not ("source" in value or "model" in value)
-        base[key] = _merged(held, value) if both else value  # type: ignore[arg-type]
+        base[key] = merged(held, value) if both else value  # type: ignore[arg-type]
     return base
 
 

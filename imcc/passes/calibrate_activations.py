@@ -16,6 +16,9 @@ from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
 if TYPE_CHECKING:
     from torch import Tensor
 
+Readings = dict[tuple[Value, str], list[tuple[Op, str]]]
+"""Values to be quantised, each by a scheme, with the ops that read it and their operands' names."""
+
 MAX_VALUES = 1 << 20
 """Values of one tensor that a percentile is taken over; more are thinned by a fixed stride."""
 
@@ -30,8 +33,13 @@ class CalibrateActivations(Pass):
     ``round(-lo / scale)`` (Jacob et al., CVPR 2018, eq. 1), or with ``scheme="symmetric"`` signed
     codes with ``scale = max(|lo|, |hi|) / (2^(bits-1) - 1)``.
 
-    An op whose weight is not a constant is left alone: its operands are run-time matrices. So is
-    an input that is quantised already.
+    With ``matmul`` other than ``"float"`` both operands of a product of two activations get codes
+    as well: the right one, a matrix, symmetric ones, as a weight has; the left one those of the
+    scheme given. Symmetric codes spare the sums over the columns of a matrix that nobody knows
+    before it is computed (unsigned ones still stand for what is never negative). A product whose
+    right operand is the same for all samples is left alone.
+
+    A linear op whose weight is not a constant is left alone, and so is what is quantised already.
     """
 
     name: ClassVar[str] = "calibrate-activations"
@@ -48,6 +56,10 @@ class CalibrateActivations(Pass):
     percentile: float = option(
         default=99.99, minimum=50.0, maximum=100.0, doc="upper percentile; the lower mirrors it"
     )
+    matmul: Literal["float", "symmetric", "affine"] = option(
+        default="float",
+        doc="products of two activations: left as they are, or codes of their left operand",
+    )
 
     def promise(self) -> Approximate:
         """The bound grows as the step does: 0.1 at 8 bits, twice that for each bit less."""
@@ -55,28 +67,42 @@ class CalibrateActivations(Pass):
 
     def run(self, module: Module, context: PassContext) -> None:
         """Observe, then rewrite every function that has matrix ops."""
+        rewriter = context.rewriter(module, self.name)
         for function in module.functions.values():
-            wanted = self._inputs(function)
+            wanted = self._inputs(function, rewriter)
             if wanted:
-                ranges = self._observe(function, list(wanted), context)
-                self._rewrite(module, wanted, ranges, context)
+                values = list(dict.fromkeys(value for value, _ in wanted))
+                ranges = self._observe(function, values, context)
+                self._rewrite(rewriter, wanted, ranges, context)
 
-    def _inputs(self, function: Function) -> dict[Value, list[Op]]:
-        found: dict[Value, list[Op]] = {}
+    def _inputs(self, function: Function, rewriter: Rewriter) -> Readings:
+        found: Readings = {}
         for op in function.ops:
-            if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, core.Constant):
-                if isinstance(op.x.owner, quant.Dequantize):
+            for name, scheme in self._operands(op, rewriter):
+                value: Value = getattr(op, name)
+                if isinstance(value.owner, quant.Dequantize):
                     continue
-                if core.tensor(op.x).element != "f32":
+                if core.tensor(value).element != "f32":
                     raise DiagnosticError(
                         op.diagnostic(
                             codes.UNSUPPORTED_FORM,
-                            f"quantisation starts from f32, the input is {op.x.type}",
+                            f"quantisation starts from f32, the input is {value.type}",
                             help="convert the model and its inputs with .float()",
                         )
                     )
-                found.setdefault(op.x, []).append(op)
+                found.setdefault((value, scheme), []).append((op, name))
         return found
+
+    def _operands(self, op: Op, rewriter: Rewriter) -> tuple[tuple[str, str], ...]:
+        """Operands of an op that get codes, each with its scheme."""
+        if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, core.Constant):
+            return (("x", self.scheme),)
+        if not isinstance(op, nn.Matmul) or self.matmul == "float":
+            return ()
+        if core.tensor(op.b).batch_axis is None:
+            rewriter.refuse(op, "the right operand is the same for all samples")
+            return ()
+        return (("a", self.matmul), ("b", "symmetric"))
 
     def _observe(
         self, function: Function, values: list[Value], context: PassContext
@@ -120,34 +146,32 @@ class CalibrateActivations(Pass):
 
     def _rewrite(
         self,
-        module: Module,
-        wanted: dict[Value, list[Op]],
+        rewriter: Rewriter,
+        wanted: Readings,
         ranges: dict[Value, tuple[float, float]],
         context: PassContext,
     ) -> None:
-        rewriter = context.rewriter(module, self.name)
-        for value, users in wanted.items():
+        for (value, scheme), users in wanted.items():
             low, high = ranges[value]
+            first = users[0][0]
             if high == low:
                 context.warnings.append(
                     Diagnostic(
                         codes.BAD_DATA,
-                        f"input of {users[0].name} is 0 in all calibration data",
+                        f"input of {first.name} is 0 in all calibration data",
                         severity="warning",
-                        model=users[0].loc,
-                        scope=users[0].scope,
+                        model=first.loc,
+                        scope=first.scope,
                         help="check that calibration_data() returns real inputs",
                     )
                 )
-            scale, zero_point, signed = self._code(low, high)
-            first = users[0]
-            self._insert(rewriter, context, value, first, users, scale, zero_point, signed)
+            self._insert(rewriter, context, value, users, self._code(low, high, scheme))
 
-    def _code(self, low: float, high: float) -> tuple[float, int | None, bool]:
+    def _code(self, low: float, high: float, scheme: str) -> tuple[float, int | None, bool]:
         levels = 2**self.bits - 1
         if low >= 0.0:
             return (high or 1.0) / levels, None, False
-        if self.scheme == "symmetric":
+        if scheme == "symmetric":
             return max(-low, high) / (2 ** (self.bits - 1) - 1), None, True
         scale = (high - low) / levels
         return scale, min(levels, round(-low / scale)), False
@@ -157,16 +181,15 @@ class CalibrateActivations(Pass):
         rewriter: Rewriter,
         context: PassContext,
         value: Value,
-        first: Op,
-        users: list[Op],
-        scale: float,
-        zero_point: int | None,
-        signed: bool,
+        users: list[tuple[Op, str]],
+        code: tuple[float, int | None, bool],
     ) -> None:
         import torch
 
         store = context.weights()
-        base = f"{first.scope or value.name}.input"
+        scale, zero_point, signed = code
+        first, operand = users[0]
+        base = f"{first.scope or value.name}.{'input' if operand == 'x' else operand}"
         held = rewriter.add_resource(store.put(f"{base}.scale", torch.tensor(scale)))
         scale_value = rewriter.insert_before(first, core.Constant.of(held.name, held.type)).y
         zero_value = None
@@ -184,5 +207,5 @@ class CalibrateActivations(Pass):
         real = rewriter.insert_before(
             first, quant.Dequantize(x=coded.y, scale=scale_value, zero_point=zero_value)
         )
-        for user in users:
-            rewriter.set_operand(user, "x", real.y)
+        for user, name in users:
+            rewriter.set_operand(user, name, real.y)

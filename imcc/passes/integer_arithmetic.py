@@ -15,9 +15,10 @@ from imcc.passes.infrastructure import Approximate, Pass, PassContext
 
 @dataclass(frozen=True)
 class IntegerArithmetic(Pass):
-    """``nn.linear(dequantize(x), dequantize(w))`` to ``rescale(quant.linear(x, w))``; convs too.
+    """``nn.linear(dequantize(x), dequantize(w))`` to ``rescale(quant.linear(x, w))``.
 
-    With ``x = sx (qx - zx)`` and ``w[n] = sw[n] qw[n]``:
+    Convolutions and products of two activations (``nn.matmul``) too. With ``x = sx (qx - zx)`` and
+    ``w[n] = sw[n] qw[n]``:
     ``y[n] = sx sw[n] * sum_k (qx - zx) qw + bias[n]``, the sum in exact integers. A product whose
     codes have no integer meaning (groups, asymmetric weights) stays as it is, with the reason in
     the journal.
@@ -37,6 +38,8 @@ class IntegerArithmetic(Pass):
         for op in list(module.walk()):
             if isinstance(op, (nn.Linear, nn.Conv)):
                 self._rewrite(op, rewriter, context)
+            elif isinstance(op, nn.Matmul):
+                self._rewrite_matmul(op, rewriter, context)
         for op in reversed(list(module.walk())):
             if isinstance(op, quant.Dequantize) and not op.y.users:
                 rewriter.erase(op, "its only readers are integer products now")
@@ -75,6 +78,24 @@ class IntegerArithmetic(Pass):
         rescale = quant.Rescale(acc=product.y, scale=scale.y, bias=op.bias, axis=axis)
         new: list[Op] = [scale, product, rescale]
         rewriter.replace(op, new, rescale.y)
+
+    def _rewrite_matmul(self, op: nn.Matmul, rewriter: Rewriter, context: PassContext) -> None:
+        a, b = op.a.owner, op.b.owner
+        if not isinstance(a, quant.Dequantize) or not isinstance(b, quant.Dequantize):
+            rewriter.refuse(op, "an operand is not quantised")
+            return
+        for operand in (a, b):
+            coded = tensor(operand.x).quant
+            if coded.axis is not None or coded.group is not None:
+                rewriter.refuse(op, f"{operand.x.type} has more than one scale")
+                return
+        scale = self._scale(a.scale, b.scale, rewriter, context)
+        if scale is None:
+            rewriter.refuse(op, "a scale is not a constant")
+            return
+        product = quant.Matmul(a=a.x, b=b.x, a_zero_point=a.zero_point, b_zero_point=b.zero_point)
+        rescale = quant.Rescale(acc=product.y, scale=scale.y)
+        rewriter.replace(op, [scale, product, rescale], rescale.y)
 
     def _scale(
         self, x: Value, weight: Value, rewriter: Rewriter, context: PassContext

@@ -26,6 +26,7 @@ class CrossbarBackend(Backend):
         "imcc.backends.crossbar.legality",
         "imcc.backends.crossbar.lowering",
         "imcc.backends.crossbar.cost",
+        "imcc.backends.crossbar.run_time_rules",
     )
 
     def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
@@ -37,10 +38,12 @@ class CrossbarBackend(Backend):
     def pipeline(self, target: Target) -> str:
         """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
         calibrated = "calibrate-adc, " if target.data["adc"]["range"] == "calibrated" else ""
+        written = target.data["dynamic"]["matrices"] == "crossbar"
+        products = '{matmul="symmetric"}' if written else ""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
-            "quantize-spikes, calibrate-activations, quantize-weights, integer-arithmetic, "
-            f"dead-code, map-crossbars, {calibrated}place, schedule"
+            f"quantize-spikes, calibrate-activations{products}, quantize-weights, "
+            f"integer-arithmetic, dead-code, map-crossbars, {calibrated}place, schedule"
         )
 
     def cost(
@@ -67,13 +70,13 @@ class CrossbarBackend(Backend):
 
     def idealised(self, module: Module, target: Target) -> Module:
         """Converters as wide as an op can say, with a step of 1: they lose nothing."""
-        from imcc.backends.crossbar.dialect import Mvm
+        from imcc.backends.crossbar.dialect import Mvm, ReadMatrix
         from imcc.ir.rewriting import Rewriter
 
         made = module.clone()
         rewriter = Rewriter(made)
         for op in made.walk():
-            if isinstance(op, Mvm):
+            if isinstance(op, (Mvm, ReadMatrix)):
                 rewriter.set_attributes(op, adc_bits=32, adc_step=1.0)
         return made
 

@@ -7,6 +7,7 @@ in units of a level, so that it costs nothing when the matrix is read.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +37,17 @@ class Cells:
 
 
 def program(
-    kind: MatrixType, ideal: Tensor, target: CrossbarTarget, draws: Draws, stream: str
+    kind: MatrixType,
+    ideal: Tensor,
+    target: CrossbarTarget,
+    draws: Draws,
+    stream: str,
+    written: Callable[[str, Sequence[int]], Tensor] | None = None,
 ) -> Cells:
     """Cells that hold the levels ``ideal`` ``[G, T, rows, C]``, drawn for each trial of ``draws``.
+
+    ``written`` draws what is new with each write (the write and the drift after it); absent, that
+    too is drawn once for each trial.
 
     In this order: the device's deviation, the write, drift until the time of reading, stuck cells,
     IR drop of the crossbars, errors of row drivers.
@@ -49,13 +58,14 @@ def program(
     shape = tuple(ideal.shape)
     meant = (low + ideal * step).expand(len(draws.trials), *shape)
     held = meant
+    written = written or draws.per_trial
     write, variation, drift = target.write_noise, target.variation, target.drift
     if not variation.silent and not write.verified:
         held = variation.sample(held, draws.per_trial(f"{stream}/device", shape))
     if not write.silent:
-        held = write.sample(held, draws.per_trial(stream, shape))
+        held = write.sample(held, written(stream, shape))
     if not drift.silent:
-        held = drift.sample(held, draws.per_trial(f"{stream}/drift", shape))
+        held = drift.sample(held, written(f"{stream}/drift", shape))
     held = _stuck(held, target, draws, stream, low)
     wires = keys.array.wires
     if wires.model != "none":

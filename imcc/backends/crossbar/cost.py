@@ -245,8 +245,13 @@ def _pool(op: nn.MaxPool | nn.AvgPool, target: CrossbarTarget, activity: str) ->
 @COST.register(nn.Matmul, backend="crossbar")
 def _matmul(op: nn.Matmul, target: CrossbarTarget, activity: str) -> OpCost:
     """Both factors change from call to call: a multiplication and an addition for each term."""
-    depth = tensor(op.a).shape[-1]
-    terms = stated(product([tensor(op.y).elements, depth]), op.y)
+    return multiply_accumulate(op, op.a, op.y, target)
+
+
+def multiply_accumulate(op: Op, a: Value, y: Value, target: CrossbarTarget) -> OpCost:
+    """A product by the vector unit: a multiplication and an addition for each term."""
+    depth = tensor(a).shape[-1]
+    terms = stated(product([tensor(y).elements, depth]), y)
     return _vector(op, target, terms, terms)
 
 

@@ -30,14 +30,16 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from imcc.ir.attributes import declare_annotation
+from imcc.ir.dialects.attention import product_shape
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dialects.quant import largest_product_sum
 from imcc.ir.dialects.windows import windowed_shape
+from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.phases import at_least, phase_rule
 from imcc.ir.types import DialectType, QuantType, TensorType, Type
 
-SEMANTICS = "imcc.backends.crossbar.simulate"
+SEMANTICS = "imcc.backends.crossbar.run_time"
 
 Encoding = Literal["differential", "sign_arrays", "offset", "bias_column"]
 Packing = Literal["separate", "diagonal", "stacked"]
@@ -385,6 +387,180 @@ class Mvm(Op, name="xbar.mvm"):
             shape = (held.columns, held.blocks) if held.split else (held.columns,)
             if tensor(self.weight_zero_point).shape != shape:
                 raise self.fail(f"weight_zero_point is not shaped {list(shape)}")
+        if not 0.0 < self.adc_step < float("inf"):
+            raise self.fail("adc_step must be positive and finite")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunTimeMatrixType(DialectType):
+    """Handle of matrices written at run time; linear, as that of programmed ones.
+
+    ``shape`` is ``[..., K, N]``: a matrix of K rows and N columns for each index of the leading
+    axes, in crossbars of its own. Sizes may be symbolic; :meth:`layout` says how one sample's
+    matrices lie in crossbars once they are known.
+    """
+
+    name: ClassVar[str] = "xbar.run_time_matrix"
+    linear: ClassVar[bool] = True
+
+    shape: tuple[Dim, ...]
+    weight_bits: int
+    signed: bool
+    cell_bits: int
+    slices: int
+    encoding: Encoding
+    array_rows: int
+    array_columns: int
+
+    @property
+    def element(self) -> QuantType:
+        """Type of a code."""
+        return QuantType(self.weight_bits, self.signed)
+
+    @property
+    def paired(self) -> bool:
+        """Whether a positive and a negative cell hold a digit."""
+        return self.signed and self.encoding in ("differential", "sign_arrays")
+
+    def layout(self, instances: int, rows: int, columns: int) -> MatrixType:
+        """How ``instances`` matrices of ``rows`` x ``columns`` lie in crossbars: one group each."""
+        return MatrixType(
+            rows * instances,
+            columns * instances,
+            instances,
+            self.weight_bits,
+            self.signed,
+            self.cell_bits,
+            self.slices,
+            self.encoding,
+            self.array_rows,
+            self.array_columns,
+        )
+
+
+class Write(Op, name="xbar.write"):
+    """Write codes ``[..., K, N]``, known at run time only, into crossbars that held others before.
+
+    Levels are those of ``xbar.program`` with rows K and columns N. Devices that are not ideal hold
+    other levels, drawn anew for each trial and sample from ``stream``; what belongs to a cell and
+    not to a write (its device, a fault, the wires) is drawn once for each trial.
+    """
+
+    draws = True
+    writes = True
+    example = (
+        "%k: tensor<Bx2x4x3xq<s8>> => "
+        '%m = xbar.write %k {cell_bits = 2, array_rows = 64, array_columns = 64, stream = "k"}'
+        " : !xbar.run_time_matrix<shape=[B, 2, 4, 3], weight_bits=8, signed=true, cell_bits=2, "
+        'slices=4, encoding="differential", array_rows=64, array_columns=64>'
+    )
+
+    codes: Value = operand(TensorType, quantised=True, doc="[..., K, N], the batch among the first")
+    cell_bits: int = attribute(minimum=1, maximum=8, unit="bit")
+    encoding: Encoding = attribute(default="differential")
+    array_rows: int = attribute(minimum=1)
+    array_columns: int = attribute(minimum=2)
+    stream: str = attribute(doc="name of its random draws, unique in the module")
+    matrix: Value = result()
+
+    def infer(self) -> Type:
+        """The matrix type that holds the codes."""
+        kind = tensor(self.codes)
+        quant = kind.quant
+        if kind.rank < 3:
+            raise self.fail(f"{kind} needs a batch axis before its rows and columns")
+        return RunTimeMatrixType(
+            kind.shape,
+            quant.bits,
+            quant.signed,
+            self.cell_bits,
+            slices_of(quant.bits, quant.signed, self.cell_bits, self.encoding),
+            self.encoding,
+            self.array_rows,
+            self.array_columns,
+        )
+
+    def verify(self) -> None:
+        """One scale per tensor, a sign and a magnitude, a matrix for each sample."""
+        kind = tensor(self.codes)
+        if kind.quant.axis is not None or kind.quant.group is not None:
+            raise self.fail(f"{kind} needs one scale per tensor")
+        if kind.quant.signed and kind.quant.bits < 2:
+            raise self.fail("signed codes need at least 2 bits")
+
+
+class ReadMatrix(Op, name="xbar.matmul"):
+    """Read run-time matrices: ``y[..., m, n] = sum_k (x[..., m, k] - zx) * (b[..., k, n] - zb)``.
+
+    ``b`` are the codes that the matrix was written with; leading axes broadcast as in
+    ``nn.matmul``, so that rows of heads that share a matrix are read from it one after another.
+    Digits, column sums, converters and their attributes are those of ``xbar.mvm``.
+    """
+
+    draws = True
+    example = (
+        "%x: tensor<Bx2x5x4xq<s8>>, %m: !xbar.run_time_matrix<shape=[B, 2, 4, 3], weight_bits=8, "
+        'signed=true, cell_bits=2, slices=4, encoding="differential", array_rows=64, '
+        "array_columns=64> => %y = xbar.matmul %x, %m {input_bits = 8, adc_bits = 8, "
+        'adc_step = 1.0, stream = "qk"} : tensor<Bx2x5x3xf32>'
+    )
+
+    x: Value = operand(TensorType, quantised=True, doc="codes, [..., M, K]")
+    matrix: Value = operand(RunTimeMatrixType, doc="read, not consumed")
+    x_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
+    )
+    matrix_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
+    )
+    input_bits: int = attribute(minimum=1, maximum=16, unit="bit")
+    dac_bits: int = attribute(default=1, minimum=1, maximum=8, unit="bit")
+    adc_bits: int = attribute(minimum=1, maximum=32, unit="bit")
+    adc_step: float = attribute(minimum=0.0, doc="in units of one level times one input step")
+    converts: Literal["column", "pair"] = attribute(default="column")
+    stream: str = attribute(doc="name of its random draws, unique in the module")
+    y: Value = result(doc="[..., M, N], as floats: f32 if exact, else f64")
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """No window slides over the input."""
+        return ()
+
+    @property
+    def held(self) -> RunTimeMatrixType:
+        """The type of the matrix operand."""
+        if not isinstance(self.matrix.type, RunTimeMatrixType):
+            raise TypeError(f"{self.matrix!r} is not a run-time matrix")
+        return self.matrix.type
+
+    @property
+    def digits(self) -> int:
+        """Reads that one input takes: ``ceil(input_bits / dac_bits)``."""
+        return -(-self.input_bits // self.dac_bits)
+
+    def infer(self) -> Type:
+        """The shape of the product; f32 if its integers are below 2^24, else f64."""
+        x, held = tensor(self.x), self.held
+        shape = product_shape(self, x, TensorType(held.shape, held.element))
+        terms = x.shape[-1]
+        largest = largest_product_sum(
+            x.quant, held.element, terms if isinstance(terms, int) else EXACT_FLOAT32
+        )
+        if self.matrix_zero_point is not None:
+            largest *= 2
+        return TensorType(shape, "f32" if largest < EXACT_FLOAT32 else "f64")
+
+    def verify(self) -> None:
+        """Input codes that the digits hold, one scale, and a zero point where there must be one."""
+        quant = tensor(self.x).quant
+        if quant.bits != self.input_bits:
+            raise self.fail(f"input_bits is {self.input_bits}, the codes have {quant.bits} bits")
+        if quant.axis is not None or quant.group is not None:
+            raise self.fail("the input needs one scale per tensor")
+        if not quant.symmetric and self.x_zero_point is None:
+            raise self.fail("asymmetric input codes need x_zero_point")
+        if self.converts == "pair" and not self.held.paired:
+            raise self.fail('converts = "pair" needs codes in pairs of cells')
         if not 0.0 < self.adc_step < float("inf"):
             raise self.fail("adc_step must be positive and finite")
 

@@ -14,6 +14,8 @@ from imcc.backends.crossbar.dialect import (
     TILES,
     Mvm,
     Program,
+    ReadMatrix,
+    Write,
 )
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.backends.records import LayerEvents, component_records, without_energy
@@ -125,7 +127,7 @@ def placement(module: Module, function: str, target: Target) -> Placement | None
     found: dict[tuple[int, int], PlacedMatrix] = {}
     states = module.function(function).value_states()
     for op in module.function(function).ops:
-        if isinstance(op, (Mvm, Program)) and FIRST_CROSSBAR in op.annotations:
+        if isinstance(op, (Mvm, Program, Write, ReadMatrix)) and FIRST_CROSSBAR in op.annotations:
             first, count = op.annotations[FIRST_CROSSBAR], op.annotations[CROSSBARS]
             name = states.get(op.matrix, op.matrix.name)
             found.setdefault((first, count), PlacedMatrix(name, op.scope or op.name, first, count))

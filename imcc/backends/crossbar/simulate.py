@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from imcc.backends.crossbar.cells import Cells, on_grid, program
-from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program
+from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program, ReadMatrix
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
@@ -265,7 +265,7 @@ def lossless(op: Mvm, matrix: Matrix, target: CrossbarTarget, draws: Draws | Non
     )
 
 
-def _code_range(op: Mvm) -> tuple[float, float]:
+def _code_range(op: Mvm | ReadMatrix) -> tuple[float, float]:
     """Smallest and largest code of a converter."""
     if op.converts == "pair":
         return -(2.0 ** (op.adc_bits - 1)), 2.0 ** (op.adc_bits - 1) - 1
@@ -338,7 +338,11 @@ class _Reader:
     """
 
     def __init__(
-        self, op: Mvm, target: CrossbarTarget, matrix: Matrix, draws: Draws | None
+        self,
+        op: Mvm | ReadMatrix,
+        target: CrossbarTarget,
+        matrix: Matrix,
+        draws: Draws | None,
     ) -> None:
         self.op, self.target, self.matrix, self.draws = op, target, matrix, draws
         self.kind = kind = matrix.kind

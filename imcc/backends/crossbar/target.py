@@ -6,6 +6,7 @@ rules of this backend get.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from imcc.backends.crossbar.noise import (
     noise_model_names,
 )
 from imcc.backends.keys import Component, Keys
-from imcc.ir.diagnostics import did_you_mean
+from imcc.ir.diagnostics import DiagnosticError, did_you_mean
 
 
 class Wires(Keys):
@@ -194,6 +195,49 @@ class Digital(Keys):
     )
 
 
+class Dynamic(Keys):
+    """Matrices that are computed at run time: where they are held, and how they are written.
+
+    The tables change keys of the target for these matrices alone, as a target file changes those
+    of its ``base``: a second device beside that of the weights.
+    """
+
+    matrices: Literal["digital", "crossbar"] = Field(
+        default="digital",
+        description="products of two activations: by the vector unit, or by crossbars that are "
+        "written at run time",
+    )
+    pulses_per_cell: float = Field(
+        default=2.0,
+        ge=1,
+        description="pulses of one write without verify: an erasing one, since the cell holds a "
+        "matrix before, and those that set its level",
+    )
+    rows_at_once: int = Field(
+        default=1, ge=1, description="rows of one crossbar that a write pulse sets together"
+    )
+    columns_at_once: int | None = Field(
+        default=None, ge=1, description="columns of a row written together; absent: all"
+    )
+    arrays_at_once: int | None = Field(
+        default=None, ge=1, description="crossbars of a matrix written together; absent: all"
+    )
+    array: dict[str, Any] = Field(default={}, description="keys of `array` that differ")
+    dac: dict[str, Any] = Field(default={}, description="keys of `dac` that differ")
+    adc: dict[str, Any] = Field(default={}, description="keys of `adc` that differ")
+    device: dict[str, Any] = Field(default={}, description="keys of `device` that differ")
+    timing: dict[str, Any] = Field(default={}, description="keys of `timing` that differ")
+    components: dict[str, Any] = Field(
+        default={}, description="components of these arrays whose figures differ"
+    )
+
+    @property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """The tables that change keys of the target."""
+        names = ("array", "dac", "adc", "device", "timing", "components")
+        return {name: held for name in names if (held := getattr(self, name))}
+
+
 class ActivityKeys(Keys):
     """Assumptions about data where a cost depends on it."""
 
@@ -267,6 +311,7 @@ class TargetKeys(Keys):
     hierarchy: Hierarchy = Field(description="how crossbars are grouped")
     timing: Timing = Field(description="durations")
     digital: Digital = Field(description="vector unit and buffers")
+    dynamic: Dynamic = Field(default=Dynamic(), description="matrices computed at run time")
     activity: ActivityKeys = Field(default=ActivityKeys(), description="assumed activity of data")
     components: Components = Field(description="energy, area and leakage figures with sources")
 
@@ -375,6 +420,13 @@ class CrossbarTarget(Target):
     """A validated crossbar target: ``keys`` is its typed form."""
 
     keys: TargetKeys = None  # type: ignore[assignment]
+    written: CrossbarTarget | None = None
+    """The target as it is for matrices written at run time, where that differs."""
+
+    @property
+    def dynamic(self) -> CrossbarTarget:
+        """The target as it is for matrices written at run time."""
+        return self.written or self
 
     @property
     def levels(self) -> int:
@@ -486,10 +538,50 @@ class CrossbarTarget(Target):
 
 def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
     """Validate target data; see :func:`imcc.backends.targets.find_target` for what it raises."""
-    from imcc.backends.targets import validate, write_toml
+    from imcc.backends.targets import write_toml
+
+    keys, full = _validated(data, origin)
+    changes = keys.dynamic.changes
+    written = _written(name, full, origin, changes)
+    full["dynamic"] = {key: value for key, value in full["dynamic"].items() if value != {}}
+    if written is not None and "device" in changes:
+        # What noise tables name in other files is read in, so that the text is complete.
+        for table, _ in NOISE_TABLES.values():
+            if table in changes["device"]:
+                full["dynamic"]["device"][table] = written.data["device"][table]
+    return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys, written)
+
+
+def _validated(data: dict[str, Any], origin: str) -> tuple[TargetKeys, dict[str, Any]]:
+    """The typed form of target data, and the data with all that it leaves open filled in."""
+    from imcc.backends.targets import validate
 
     chosen = [_chosen(data, table, usual) for table, usual in NOISE_TABLES.values()]
     data = _resolved(data, chosen, Path(origin).parent)
     keys = validate(_keys_with(*chosen), data, origin)
-    full = keys.model_dump(exclude_none=True)
-    return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys)
+    return keys, keys.model_dump(exclude_none=True)
+
+
+def _written(
+    name: str, full: dict[str, Any], origin: str, changes: Mapping[str, Any]
+) -> CrossbarTarget | None:
+    """The target for matrices written at run time; faults are those of the table ``dynamic``."""
+    from imcc.backends.targets import merged, write_toml
+
+    if not changes:
+        return None
+    data = copy.deepcopy({key: value for key, value in full.items() if key != "dynamic"})
+    try:
+        keys, made = _validated(merged(data, copy.deepcopy(dict(changes))), origin)
+    except DiagnosticError as wrong:
+        raise DiagnosticError(
+            [
+                item.at(
+                    message=item.message.replace(": key ", ": key dynamic.", 1).replace(
+                        ": unknown key ", ": unknown key dynamic.", 1
+                    )
+                )
+                for item in wrong.diagnostics
+            ]
+        ) from None
+    return CrossbarTarget(name, "crossbar", made, write_toml(made), origin, keys)

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from imcc.ir.dialects.core import broadcast, not_the_batch, tensor
+from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import BOOLEAN, FLOATS, TensorType, Type
+
+
+def product_shape(op: Op, a: TensorType, b: TensorType) -> tuple[Dim, ...]:
+    """Shape of ``a @ b``: leading axes broadcast, then M and N; fails if they do not multiply."""
+    if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2]:
+        raise op.fail(f"{a} and {b} do not multiply")
+    return (*broadcast(op, a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
 
 
 class Matmul(Op, name="nn.matmul"):
@@ -29,10 +37,7 @@ class Matmul(Op, name="nn.matmul"):
         a, b = tensor(self.a), tensor(self.b)
         if a.element != b.element:
             raise self.fail(f"element types {a.element} and {b.element} differ")
-        if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2]:
-            raise self.fail(f"{a} and {b} do not multiply")
-        leading = broadcast(self, a.shape[:-2], b.shape[:-2])
-        return a.with_shape((*leading, a.shape[-2], b.shape[-1]))
+        return a.with_shape(product_shape(self, a, b))
 
     def verify(self) -> None:
         """Samples of a batch are not multiplied with one another."""

@@ -7,7 +7,8 @@ sizes that could overflow); padding of a convolution is with the input's zero po
 
 from __future__ import annotations
 
-from imcc.ir.dialects.core import tensor
+from imcc.ir.dialects.attention import product_shape
+from imcc.ir.dialects.core import not_the_batch, tensor
 from imcc.ir.dialects.windows import ConvolutionWindow
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import FLOATS, QuantType, TensorType, Type
@@ -132,9 +133,7 @@ class _Accumulating(Op):
             raise self.fail("weights need symmetric codes (zero point 0)")
         if not x.symmetric and self.x_zero_point is None:
             raise self.fail("asymmetric input codes need x_zero_point")
-        largest = largest_product_sum(x, weight, terms)
-        if largest >= 2**31:
-            raise self.fail(f"a sum of {terms} products can reach {largest}, beyond 32 bits")
+        _check_accumulation(self, x, weight, terms)
 
 
 class Linear(_Accumulating, name="quant.linear"):
@@ -187,6 +186,46 @@ class Conv(_Accumulating, ConvolutionWindow, name="quant.conv"):
         self.check_elements(terms)
 
 
+class Matmul(Op, name="quant.matmul"):
+    """Integer product of two activations, accumulated in 32-bit integers.
+
+    ``y[..., m, n] = sum_k (a[..., m, k] - za) * (b[..., k, n] - zb)``; leading axes broadcast, as
+    those of ``nn.matmul``.
+    """
+
+    example = (
+        "%a: tensor<Bx2x5x4xq<s8>>, %b: tensor<Bx2x4x3xq<s8>> => "
+        "%y = quant.matmul %a, %b : tensor<Bx2x5x3xi32>"
+    )
+
+    a: Value = operand(TensorType, quantised=True, doc="codes, [..., M, K], one scale per tensor")
+    b: Value = operand(TensorType, quantised=True, doc="codes, [..., K, N], one scale per tensor")
+    a_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
+    )
+    b_zero_point: Value | None = operand(
+        TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
+    )
+    y: Value = result(doc="[..., M, N]")
+
+    def infer(self) -> Type:
+        """Leading axes broadcast, then M and N, as i32."""
+        return TensorType(product_shape(self, tensor(self.a), tensor(self.b)), "i32")
+
+    def verify(self) -> None:
+        """One scale per tensor, accumulation without overflow, no product over samples."""
+        a, b = tensor(self.a), tensor(self.b)
+        for kind, zero in ((a, self.a_zero_point), (b, self.b_zero_point)):
+            if kind.quant.axis is not None or kind.quant.group is not None:
+                raise self.fail(f"{kind} needs one scale per tensor")
+            if not kind.quant.symmetric and zero is None:
+                raise self.fail(f"asymmetric codes {kind} need a zero point")
+        for size in b.shape[-2:]:
+            not_the_batch(self, size, "multiplies a matrix with an axis")
+        terms = a.shape[-1]
+        _check_accumulation(self, a.quant, b.quant, terms if isinstance(terms, int) else 1)
+
+
 class Rescale(Op, name="quant.rescale"):
     """Accumulator to real: ``y = acc * scale + bias`` along ``axis``.
 
@@ -219,6 +258,12 @@ class Rescale(Op, name="quant.rescale"):
                 continue
             if tensor(value).shape != (channels,):
                 raise self.fail(f"{what} is {value.type}, the axis has {channels} channels")
+
+
+def _check_accumulation(op: Op, x: QuantType, weight: QuantType, terms: int) -> None:
+    largest = largest_product_sum(x, weight, terms)
+    if largest >= 2**31:
+        raise op.fail(f"a sum of {terms} products can reach {largest}, beyond 32 bits")
 
 
 def _check_scale(op: Op, codes: TensorType, scale: Value, zero_point: Value | None) -> None:

@@ -132,6 +132,25 @@ def _conv(
     return convolve(x, weight, None, op.stride, op.padding, op.dilation, op.groups)
 
 
+@EVAL.register(quant.Matmul)
+def _matmul(
+    op: quant.Matmul,
+    ctx: EvalContext,
+    *,
+    a: Tensor,
+    b: Tensor,
+    a_zero_point: Tensor | None,
+    b_zero_point: Tensor | None,
+) -> Tensor:
+    largest = quant.largest_product_sum(tensor(op.a).quant, tensor(op.b).quant, a.shape[-1])
+    dtype = torch.float32 if largest < EXACT_FLOAT32 else torch.float64
+    factors = []
+    for codes, zero in ((a, a_zero_point), (b, b_zero_point)):
+        wide = codes.to(dtype)
+        factors.append(wide if zero is None else wide - zero.to(dtype))
+    return factors[0] @ factors[1]
+
+
 @EVAL.register(quant.Rescale)
 def _rescale(
     op: quant.Rescale, ctx: EvalContext, *, acc: Tensor, scale: Tensor, bias: Tensor | None

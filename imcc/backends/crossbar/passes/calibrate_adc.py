@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from imcc.backends.crossbar.dialect import Mvm
+from imcc.backends.crossbar.dialect import Mvm, ReadMatrix
 from imcc.ir.module import Module
+from imcc.ir.ops import Op
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
 
 
@@ -41,6 +42,7 @@ class CalibrateAdc(Pass):
         import torch
 
         from imcc.backends.crossbar.passes_support import crossbar_target
+        from imcc.backends.crossbar.run_time import WrittenMatrices
         from imcc.backends.crossbar.simulate import ColumnMonitor, Matrix
         from imcc.ir.semantics.interpreter import evaluate_function
 
@@ -52,13 +54,23 @@ class CalibrateAdc(Pass):
             module.function("deploy"), (), resources=store, backend="crossbar", target=target
         ).states
         for function in module.functions.values():
-            reads = [op for op in function.ops if isinstance(op, Mvm)]
+            reads = [op for op in function.ops if isinstance(op, (Mvm, ReadMatrix))]
             monitors = {op.stream: ColumnMonitor() for op in reads}
             for held in programmed.values():
                 if isinstance(held, Matrix):
                     held.monitors = monitors
             if not reads:
                 continue
+
+            def watch(
+                op: Op,
+                results: tuple[Any, ...],
+                monitors: dict[str, ColumnMonitor] = monitors,
+            ) -> None:
+                for held in results:
+                    if isinstance(held, WrittenMatrices):
+                        held.monitors = monitors
+
             with torch.no_grad():
                 for index, batch in enumerate(batches):
                     context.progress(index, len(batches), "calibrate converters")
@@ -69,6 +81,7 @@ class CalibrateAdc(Pass):
                         states=programmed,
                         backend="crossbar",
                         target=target,
+                        observer=watch,
                     )
             share = 1.0 if self.range == "max" else self.percentile / 100
             for op in reads:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
+from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program, ReadMatrix, Write
 from imcc.ir import codes
-from imcc.ir.diagnostics import error
+from imcc.ir.diagnostics import DiagnosticError, error
+from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Module
 from imcc.passes.infrastructure import Exact, Pass, PassContext
 
@@ -30,6 +31,7 @@ class Place(Pass):
     def run(self, module: Module, context: PassContext) -> None:
         """Annotate programs and reads with their place."""
         from imcc.backends.crossbar.passes_support import crossbar_target
+        from imcc.backends.crossbar.run_time_rules import layout, unstated
 
         target = crossbar_target(self.name, context)
         per_tile = target.crossbars_per_tile
@@ -41,13 +43,24 @@ class Place(Pass):
             count = state.type.crossbars
             if not target.keys.hierarchy.share_tiles:
                 following = -(-following // per_tile) * per_tile
-            first_tile, last_tile = following // per_tile, (following + count - 1) // per_tile
-            places[state.name] = {
-                "xbar__first_crossbar": following,
-                "xbar__crossbars": count,
-                "xbar__first_tile": first_tile,
-                "xbar__tiles": last_tile - first_tile + 1,
-            }
+            places[state.name] = _place(following, count, per_tile)
+            following += count
+        written = [op for op in module.walk() if isinstance(op, Write)]
+        for op in written:
+            missing = unstated(op.matrix, tensor(op.codes).shape)
+            if missing:
+                raise DiagnosticError(
+                    op.diagnostic(
+                        codes.PASS_REQUIRES,
+                        f"how many crossbars the matrix {op.codes.type} takes depends on {missing}",
+                        help="state the size in the module: sizes(S=128); capture takes it from "
+                        "example_inputs()",
+                    )
+                )
+            count = layout(op).crossbars
+            if not target.keys.hierarchy.share_tiles:
+                following = -(-following // per_tile) * per_tile
+            places[op.stream] = _place(following, count, per_tile)
             following += count
         tiles, limit = -(-following // per_tile), target.keys.hierarchy.tiles_per_chip
         if limit is not None and tiles > limit:
@@ -68,8 +81,24 @@ class Place(Pass):
         for function in module.functions.values():
             state_of = function.value_states()
             for op in function.ops:
-                if isinstance(op, (Program, Mvm)):
+                if isinstance(op, (Write, ReadMatrix)):
+                    write = op if isinstance(op, Write) else op.matrix.owner
+                    if not isinstance(write, Write):
+                        raise op.fail("what wrote its matrix is not in this function")
+                    rewriter.annotate(op, **places[write.stream])
+                elif isinstance(op, (Program, Mvm)):
                     state = state_of.get(op.matrix)
                     if state is None:
                         raise op.fail("its matrix is no state of the module")
                     rewriter.annotate(op, **places[state])
+
+
+def _place(first: int, count: int, per_tile: int) -> dict[str, int]:
+    """Annotations of a matrix in ``count`` crossbars from ``first`` on."""
+    first_tile, last_tile = first // per_tile, (first + count - 1) // per_tile
+    return {
+        "xbar__first_crossbar": first,
+        "xbar__crossbars": count,
+        "xbar__first_tile": first_tile,
+        "xbar__tiles": last_tile - first_tile + 1,
+    }

@@ -1,0 +1,235 @@
+"""What crossbars compute with matrices that are written at run time: ``xbar.write``, ``matmul``.
+
+Each sample has matrices of its own, and so has each trial: a row ``r * B + b`` of a batch is
+written and read by itself, with its leading axes (heads, for instance) as the groups of one matrix.
+Cells are drawn when they are read, from keys, so that memory holds those of one row at a time and
+a matrix that is read twice is the same twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from imcc.backends.crossbar.cells import program
+from imcc.backends.crossbar.dialect import MatrixType, ReadMatrix, RunTimeMatrixType, Write
+from imcc.backends.crossbar.simulate import (
+    ColumnMonitor,
+    Matrix,
+    _code_range,
+    _Reader,
+    _target,
+)
+from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.ir import codes as diagnostic_codes
+from imcc.ir.diagnostics import DiagnosticError
+from imcc.ir.dialects.core import tensor
+from imcc.ir.dims import Monomial
+from imcc.ir.rules import EVAL
+from imcc.ir.semantics.draws import Draws
+from imcc.ir.semantics.interpreter import EvalContext
+from imcc.ir.semantics.resources import TORCH_DTYPES
+
+
+@dataclass
+class WrittenMatrices:
+    """What a ``!xbar.run_time_matrix`` value is at run time: the codes asked for, and its draws.
+
+    ``codes`` ``[..., K, N]``. ``draws`` None means that every cell holds exactly its level.
+    ``monitors`` are those of :class:`~imcc.backends.crossbar.simulate.Matrix`.
+    """
+
+    kind: RunTimeMatrixType
+    codes: Tensor
+    target: CrossbarTarget
+    stream: str
+    draws: Draws | None = None
+    monitors: dict[str, ColumnMonitor] = field(default_factory=dict)
+
+    def of_row(self, row: int, codes: Tensor, layout: MatrixType) -> Matrix:
+        """The matrix of one row ``r * B + b``, from its codes ``[G, K, N]``, as written."""
+        made = Matrix(layout, codes.transpose(-1, -2), monitors=self.monitors)
+        if self.draws is None:
+            return made
+        once = row_draws(self.draws, row)
+        made.cells = program(
+            layout, made.ideal, self.target, once, self.stream, written=once.per_read
+        )
+        return made
+
+
+def row_draws(draws: Draws, row: int) -> Draws:
+    """The draws of one row ``r * B + b``."""
+    trial, sample = divmod(row, len(draws.samples))
+    return Draws(draws.seed, (draws.trials[trial],), (draws.samples[sample],))
+
+
+@EVAL.register(Write, backend="crossbar")
+def _write(op: Write, ctx: EvalContext, *, codes: Tensor) -> WrittenMatrices:
+    target = _target(op, ctx).dynamic
+    kind = op.matrix.type
+    if not isinstance(kind, RunTimeMatrixType):
+        raise TypeError(f"{op.matrix!r} is no run-time matrix")
+    draws = None if target.cells_are_exact else ctx.draws
+    return WrittenMatrices(kind, codes, target, op.stream, draws)
+
+
+@EVAL.register(ReadMatrix, backend="crossbar")
+def _read(
+    op: ReadMatrix,
+    ctx: EvalContext,
+    *,
+    x: Tensor,
+    matrix: WrittenMatrices,
+    x_zero_point: Tensor | None,
+    matrix_zero_point: Tensor | None,
+) -> Tensor:
+    target = matrix.target
+    zero_x = 0.0 if x_zero_point is None else float(x_zero_point)
+    zero_b = 0.0 if matrix_zero_point is None else float(matrix_zero_point)
+    dtype = TORCH_DTYPES[str(tensor(op.y).element)]
+    draws = None if target.read_noise.silent else ctx.draws
+    trained = x.requires_grad or matrix.codes.requires_grad
+    exact = _lossless(op, matrix, target, draws, x.shape[-1])
+    if exact or trained:
+        ideal = (x.to(dtype) - zero_x) @ (matrix.codes.to(dtype) - zero_b)
+        if exact:
+            return ideal
+    with torch.no_grad():
+        made = _noisy(op, matrix, target, draws, x, (zero_x, zero_b), dtype, ctx)
+    # Straight through cells and converters: the gradient is that of the integer product.
+    return ideal + (made - ideal.detach()) if trained else made
+
+
+def _lossless(
+    op: ReadMatrix,
+    matrix: WrittenMatrices,
+    target: CrossbarTarget,
+    draws: Draws | None,
+    terms: int,
+) -> bool:
+    """Whether no sum of columns can be changed: ideal cells, no noise, nothing clipped."""
+    largest = target.largest_column_sum(min(terms, target.keys.array.rows))
+    return (
+        matrix.draws is None
+        and draws is None
+        and op.stream not in matrix.monitors
+        and (target.column_offset == 0 or op.converts == "pair")
+        and op.adc_step == 1.0
+        and largest <= _code_range(op)[1]
+    )
+
+
+def _noisy(
+    op: ReadMatrix,
+    matrix: WrittenMatrices,
+    target: CrossbarTarget,
+    draws: Draws | None,
+    x: Tensor,
+    zeros: tuple[float, float],
+    dtype: torch.dtype,
+    ctx: EvalContext,
+) -> Tensor:
+    """Write and read row by row."""
+    order = _Order(op, x, matrix.codes)
+    vectors, held = order.vectors(x), order.matrices(matrix.codes)
+    drawn = draws or matrix.draws
+    if drawn is not None and len(drawn.samples) * len(drawn.trials) != order.rows:
+        raise DiagnosticError(
+            op.diagnostic(
+                diagnostic_codes.BAD_INPUT,
+                f"{len(drawn.trials)} trials of {len(drawn.samples)} samples have draws, the "
+                f"operands have {order.rows} rows",
+                help="a program that runs trials needs the batch as an axis of every value",
+            )
+        )
+    zero_x, zero_b = zeros
+    if tensor(op.x).quant.signed and op.dac_bits > 1:
+        # Several bits at a time have no sign bit of their own: apply x + 2^(bits-1).
+        lift = float(2 ** (op.input_bits - 1))
+        vectors, zero_x = vectors + lift, zero_x + lift
+    groups, terms, columns = held.shape[1:]
+    layout = matrix.kind.layout(groups, terms, columns)
+    offset = zero_b + (layout.code_offset if not layout.biased else 0)
+    out = torch.empty(order.rows, vectors.shape[1], groups * columns, dtype=dtype)
+    for row in range(order.rows):
+        cells = matrix.of_row(row, held[row], layout)
+        reader = _Reader(op, target, cells, row_draws(draws, row) if draws is not None else None)
+        part = vectors[row : row + 1]
+        made = reader.read(part, 0, 0)[0, :, 0]
+        if zero_x:
+            sums = held[row].to(torch.float64).sum(1) - terms * zero_b
+            made = made - zero_x * sums.reshape(-1)
+        if offset:
+            inputs = part[0].to(torch.float64).sum(-1)
+            made = made - offset * inputs.repeat_interleave(columns, dim=-1)
+        out[row] = made.to(dtype)
+    return order.result(out, columns)
+
+
+class _Order:
+    """How the axes of a product go over into rows, positions and groups, and back.
+
+    Behind the batch an axis where the matrix has more than one index gives groups, one where rows
+    of the input share the matrix gives positions.
+    """
+
+    def __init__(self, op: ReadMatrix, x: Tensor, codes: Tensor) -> None:
+        self.axis = tensor(op.y).batch_axis or 0
+        self.rank = max(x.dim(), codes.dim())
+        x, codes = self._widened(x), self._widened(codes)
+        leading = [max(pair) for pair in zip(x.shape[:-2], codes.shape[:-2], strict=True)]
+        size = tensor(op.y).shape[self.axis]
+        self.factor = size.coefficient if isinstance(size, Monomial) else 1
+        self.rows = leading[self.axis] // self.factor
+        self.leading = tuple(leading)
+        behind = [self.factor, *(n for i, n in enumerate(leading) if i != self.axis)]
+        own = [self.factor, *(n for i, n in enumerate(codes.shape[:-2]) if i != self.axis)]
+        pairs = list(zip(behind, own, strict=True))
+        self.behind = behind
+        self.apart = [i for i, (_, n) in enumerate(pairs) if n > 1]
+        self.shared = [i for i, (_, n) in enumerate(pairs) if n == 1]
+        self.length = x.shape[-2]
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return x.reshape(*[1] * (self.rank - x.dim()), *x.shape)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``[rows, factor, ...]``: the batch first, then what is behind it."""
+        x = x.movedim(self.axis, 0)
+        return x.reshape(self.rows, self.factor, *x.shape[1:])
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """Inputs ``[rows, positions, groups, K]``."""
+        x = self._split(self._widened(x).expand(*self.leading, *x.shape[-2:]))
+        last = x.dim() - 1
+        order = [0, *(i + 1 for i in self.shared), last - 1, *(i + 1 for i in self.apart), last]
+        groups = math.prod(self.behind[i] for i in self.apart)
+        return x.permute(order).reshape(self.rows, -1, groups, x.shape[-1])
+
+    def matrices(self, codes: Tensor) -> Tensor:
+        """Codes ``[rows, groups, K, N]``."""
+        codes = self._split(self._widened(codes))
+        return codes.reshape(self.rows, -1, *codes.shape[-2:])
+
+    def result(self, out: Tensor, columns: int) -> Tensor:
+        """``[rows, positions, groups * N]`` in the order of the result's axes."""
+        sizes = [self.behind[i] for i in (*self.shared, *self.apart)]
+        shape: Sequence[int] = [
+            self.rows,
+            *sizes[: len(self.shared)],
+            self.length,
+            *sizes[len(self.shared) :],
+            columns,
+        ]
+        out = out.reshape(shape)
+        places = {axis: i + 1 for i, axis in enumerate(self.shared)}
+        places |= {axis: len(self.shared) + 2 + i for i, axis in enumerate(self.apart)}
+        order = [0, *(places[i] for i in range(len(self.behind))), len(self.shared) + 1, -1]
+        out = out.permute([axis % out.dim() for axis in order])
+        out = out.reshape(self.rows * self.factor, *out.shape[2:])
+        return out.movedim(0, self.axis).contiguous()
