@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from imcc._version import __version__
 
 if TYPE_CHECKING:
-    from imcc.driver import CompiledModel, CompileOptions, bisect, compile, load, resume
+    from imcc.driver import CompiledModel, CompileOptions, adapt, bisect, compile, load, resume
 
 __all__ = [
     "CompileOptions",
     "CompiledModel",
     "__version__",
+    "adapt",
     "bisect",
     "compile",
     "load",

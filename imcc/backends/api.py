@@ -28,8 +28,11 @@ from imcc.ir.plugins import load_plugin, plugin_points
 from imcc.ir.rules import COST, LEGAL
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from imcc.ir.cost import Placement
     from imcc.ir.module import Module
+    from imcc.ir.types import Type
 
 Activity = Literal["assumed", "profiled", "measured"]
 """What event counts that depend on data rest on."""
@@ -53,6 +56,27 @@ class Target:
     def sha256(self) -> str:
         """SHA-256 of the canonical text: equal for targets that are equal."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Wear:
+    """Writes to ``cells`` cells that adapt: all together, the most to one, how many are worn out.
+
+    A cell is worn out that was written as often as the device endures.
+    """
+
+    cells: int
+    writes: int
+    most: int
+    worn: int
+
+    def __add__(self, other: Wear) -> Wear:
+        return Wear(
+            self.cells + other.cells,
+            self.writes + other.writes,
+            max(self.most, other.most),
+            self.worn + other.worn,
+        )
 
 
 class Backend(ABC):
@@ -132,6 +156,26 @@ class Backend(ABC):
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """Levels of write noise worth comparing, each with the target that has it; may be none."""
         return []
+
+    def state_tensors(self, value: Any) -> dict[str, Tensor]:
+        """The tensors that the value of a state consists of, by name, to be stored."""
+        from torch import Tensor
+
+        if isinstance(value, Tensor):
+            return {"value": value}
+        raise error(
+            codes.NO_RULE,
+            f"the backend {self.name!r} does not say how {type(value).__name__} is stored",
+            help="adapt on another target",
+        )
+
+    def restore_state(self, kind: Type, tensors: Mapping[str, Tensor], target: Target) -> Any:
+        """The value of a state of type ``kind`` from what :meth:`state_tensors` gave."""
+        return tensors["value"]
+
+    def wear(self, value: Any, target: Target | None) -> Wear | None:
+        """Writes to the cells behind the value of a state; None for what wears nothing."""
+        return None
 
     def targets(self) -> list[str]:
         """Names of the installed targets of this backend, sorted."""

@@ -233,6 +233,7 @@ def eval_command(
 @click.option("--trials", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--noise-off", is_flag=True, help="Draw nothing: devices are ideal.")
+@click.option("--initial", is_flag=True, help="Run an adapted artifact as it was before.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @_json_option
 def run_command(
@@ -244,6 +245,7 @@ def run_command(
     trials: int,
     seed: int,
     noise_off: bool,
+    initial: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -259,7 +261,7 @@ def run_command(
         raise click.UsageError("give either --model MODEL.py or --data FILE")
     if data is not None and output is None:
         raise click.UsageError("--data needs -o FILE.npz for the outputs")
-    made = load(artifact, target=target, costs=False)
+    made = load(artifact, target=target, costs=False, initial=initial)
     with progress() as report_progress:
         if model is not None:
             result = run_metric(made, model, trials, seed, not noise_off, report_progress)
@@ -280,6 +282,49 @@ def run_command(
         for key, value in result.items():
             if key != "per_trial":
                 click.echo(f"{key}: {value}")
+
+
+@cli.command("adapt")
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--data", required=True, type=_PATH, help=".py with adaptation_data(), .npz or .safetensors."
+)
+@click.option(
+    "--evaluation", type=_PATH, help="Held-out data to report on  [default: the file of --data]."
+)
+@click.option("--batch", default=1, show_default=True, help="Samples of an update.")
+@click.option("--samples", type=click.IntRange(1), help="Stop after so many samples.")
+@click.option("--passes", default=1, show_default=True, help="Times that the data are used.")
+@click.option("--shuffled", is_flag=True, help="In random order, by the seed.")
+@click.option("--every", default=32, show_default=True, help="Samples between stored states.")
+@click.option("--window", default=32, show_default=True, help="Samples of running means.")
+@click.option("--stop-accuracy", type=float, help="Stop at this running accuracy.")
+@click.option("--patience", type=click.IntRange(1), help="Samples without a lower running loss.")
+@click.option(
+    "--divergence", default=2.0, show_default=True, help="Running loss that ends the run, relative."
+)
+@click.option("--worn", default=0.0, show_default=True, help="Share of cells that may wear out.")
+@click.option("--seed", type=int, help="Seed of the device  [default: the artifact's].")
+@click.option("--trial", default=0, show_default=True, help="Number of the device.")
+@click.option("--noise-off", is_flag=True, help="Adapt an ideal device.")
+@click.option(
+    "--start",
+    type=click.Choice(("initial", "adapted")),
+    help="Of an adapted artifact: begin again, or learn on.",
+)
+@click.option("--plot", type=_PATH, help="SVG file for accuracy over samples.")
+@click.option("--force", is_flag=True, help="Replace an existing plot.")
+@_json_option
+def adapt_command(artifact: Path, **given: Any) -> None:
+    """Let an artifact learn from labelled samples, and keep what it learned in the artifact.
+
+    The artifact was compiled with the pass insert-feedback, which chose layers, rule and learning
+    rate. Its initial state stays; `imcc run` uses the adapted one. Interrupted, the same command
+    goes on.
+    """
+    from imcc.cli.adapting import AdaptCommand, adapt_artifact
+
+    adapt_artifact(artifact, AdaptCommand(**given))
 
 
 @cli.command("report")

@@ -1,5 +1,6 @@
 """The whole way from a model to a :class:`CompiledModel`: ``imcc.compile`` and the CLI."""
 
+from imcc.driver.adapting import adapt
 from imcc.driver.bisection import bisect
 from imcc.driver.compiled import CompiledModel
 from imcc.driver.compiler import compile, compile_file
@@ -9,6 +10,7 @@ from imcc.driver.resuming import load, resume
 __all__ = [
     "CompileOptions",
     "CompiledModel",
+    "adapt",
     "bisect",
     "compile",
     "compile_file",

@@ -13,6 +13,7 @@ from imcc.driver.signature import Signature
 from imcc.ir.module import Module
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.passes.infrastructure import PassRecord
+from imcc.runtime.adapted import Adapted
 from imcc.runtime.artifact import Artifact, load_artifact, save_artifact
 from imcc.runtime.executor import Executor
 from imcc.runtime.history import History
@@ -26,6 +27,8 @@ class CompiledModel:
     the program after each of them. Each call reads
     fresh noise: samples are numbered on from call to call, and :meth:`reset` starts over.
     ``trial`` chooses the device instance, whose write noise stays the same between calls.
+    ``adapted`` are states that on-line adaptation left; ``seed``, ``trial`` and ``noisy`` are then
+    those of the device that adapted.
     """
 
     module: Module
@@ -38,12 +41,17 @@ class CompiledModel:
     seed: int = 0
     trial: int = 0
     history: History | None = None
+    adapted: Adapted | None = None
     _next_sample: int = 0
 
     def __post_init__(self) -> None:
         """Make the executor."""
         backend = find_backend(self.target.backend)
         self.executor = Executor(self.module, self.resources, self.target, backend)
+        if self.adapted is not None:
+            device = self.adapted.device
+            self.seed, self.trial, self.noisy = device.seed, device.trial, device.noisy
+            self.executor.adapted = (device, self.adapted.states)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Run inference; arguments and result are structured as the model's."""
@@ -75,13 +83,22 @@ class CompiledModel:
         Raises ``OUTPUT`` if it exists and ``force`` is false, or cannot be written.
         """
         artifact = Artifact(
-            self.module, self.resources, self.target, self.report_data, extra or {}, self.history
+            self.module,
+            self.resources,
+            self.target,
+            self.report_data,
+            extra or {},
+            self.history,
+            self.adapted,
         )
         save_artifact(artifact, Path(path), force=force)
 
 
-def load_artifact_model(path: Path) -> CompiledModel:
-    """Load an artifact, a folder or a zip, and execute nothing in it; raises ``ARTIFACT``."""
+def load_artifact_model(path: Path, *, initial: bool = False) -> CompiledModel:
+    """Load an artifact, a folder or a zip, and execute nothing in it; raises ``ARTIFACT``.
+
+    ``initial`` leaves adapted states aside.
+    """
     held = load_artifact(path)
     signature = Signature.from_json(held.report.get("signature"), held.module)
     seed = held.report.get("seed")
@@ -93,4 +110,5 @@ def load_artifact_model(path: Path) -> CompiledModel:
         held.report,
         seed=seed if isinstance(seed, int) else 0,
         history=held.history,
+        adapted=None if initial else held.adapted,
     )

@@ -33,13 +33,15 @@ def load(
     target: str | None = None,
     overrides: Sequence[str] = (),
     costs: bool = True,
+    initial: bool = False,
 ) -> CompiledModel:
     """Load a program to run it: an artifact (folder or zip), or an ``.imc`` file of any phase.
 
     Nothing in it is executed. For an ``.imc`` file, target, signature and calibration data come
     from the files that ``--dump-phases`` wrote beside it; one that stands alone needs ``target``.
     With ``costs`` it is costed by the passes that it still lacks, on a copy; without, its report is
-    empty. Raises ``ARTIFACT`` for what cannot be read.
+    empty. An artifact that adapted on line runs as adapted, or with ``initial`` as it was before.
+    Raises ``ARTIFACT`` for what cannot be read.
     """
     if Path(path).suffix != ".imc":
         if target is not None or overrides:
@@ -48,7 +50,7 @@ def load(
                 f"{path} is compiled for its own target",
                 help="compile the model again for another one",
             )
-        return load_artifact_model(Path(path))
+        return load_artifact_model(Path(path), initial=initial)
     dump = Dump.read(Path(path))
     found = _target(dump, target, overrides)
     seed = dump.settings.seed if dump.settings is not None else 0

@@ -35,6 +35,8 @@ LINES: dict[str, str] = {
     "metric": "def metric(outputs, targets):\n"
     "    return (outputs.argmax(-1) == targets).double().mean().item()",
     "evaluate": "def evaluate(model):\n    return accuracy  # a number",
+    "adaptation_data": "def adaptation_data():\n"
+    "    return inputs, labels  # of the new user, class numbers as labels",
     "tokenizer": "def tokenizer():\n    return encode  # a function from text to token ids",
     "training_data": "def training_data():\n    return [(inputs, targets), ...]  # batches",
     "loss": "def loss(outputs, batch):\n"
@@ -58,6 +60,7 @@ class DataFile:
     metric: Callable[[Any, Any], Any] | None = None
     evaluate: Callable[[Any], Any] | None = None
     training_data: Callable[[], Any] | None = None
+    adaptation_data: Callable[[], Any] | None = None
     loss: Callable[[Any, Any], Any] | None = None
     tokenizer: Callable[[], Any] | None = None
 

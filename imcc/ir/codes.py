@@ -308,6 +308,18 @@ CANNOT_COMPUTE = code(
     "The program is valid, but this op asks for more memory than there is, or for a number that\n"
     "its element type cannot hold. The message has the words of torch.",
 )
+DIVERGED = code(
+    "IMC706",
+    "on-line adaptation diverged",
+    "An update of a weight was not finite, or the running loss of the labelled samples rose far\n"
+    "above that of a network that knows nothing. The state of the lowest loss was kept.",
+)
+WORN = code(
+    "IMC707",
+    "cells that adapt are worn out",
+    "Cells were written as often as the target's device endures. They keep their last value, so\n"
+    "that later updates are lost on them.",
+)
 
 # 8: command line and environment
 USAGE = code(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from imcc._version import __version__
-from imcc.backends.api import Target
+from imcc.backends.api import Target, find_backend
 from imcc.backends.targets import find_target
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
@@ -32,6 +32,7 @@ from imcc.ir.module import Module
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.text import parse_module, print_module
 from imcc.ir.verifier import verify
+from imcc.runtime.adapted import Adapted, read_adapted, update_zip, write_adapted
 from imcc.runtime.history import History, parse_history
 from imcc.runtime.report_schema import check_report
 
@@ -58,7 +59,8 @@ _COPY_BYTES = 1 << 20
 class Artifact:
     """A compiled program at rest. ``extra`` are further files by name (``program.dot``...).
 
-    ``history`` tells how it came about; artifacts of other origin may have none.
+    ``history`` tells how it came about; artifacts of other origin may have none. ``adapted`` are
+    states that on-line adaptation left; the initial ones stay beside them.
     """
 
     module: Module
@@ -67,6 +69,7 @@ class Artifact:
     report: dict[str, Any]
     extra: Mapping[str, bytes] = field(default_factory=dict)
     history: History | None = None
+    adapted: Adapted | None = None
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -180,16 +183,58 @@ def _write(artifact: Artifact, folder: Path) -> None:
     (folder / WEIGHTS).chmod(stat.S_IMODE((folder / PROGRAM).stat().st_mode))
     for name, content in artifact.extra.items():
         (folder / name).write_bytes(content)
+    named: dict[str, str] = {}
+    if artifact.adapted is not None:
+        backend = find_backend(artifact.target.backend)
+        named["adapted"] = write_adapted(folder, artifact.adapted, backend)
     manifest = {
         "artifact_version": ARTIFACT_VERSION,
         "imcc_version": __version__,
         "target": artifact.target.name,
+        **named,
         "files": {
             item.name: {"sha256": _sha256(item), "bytes": item.stat().st_size}
             for item in sorted(folder.iterdir())
         },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def store_adapted(path: Path, adapted: Adapted, target: Target) -> None:
+    """Put adapted states into an artifact, in place of those that it holds; all else stays.
+
+    Whatever interrupts this, the artifact holds the states before or those after.
+    """
+    backend = find_backend(target.backend)
+    try:
+        if path.is_dir():
+            _store_adapted(path, write_adapted(path, adapted, backend))
+            return
+        with tempfile.TemporaryDirectory(prefix="imcc-") as made:
+            folder = Path(made)
+            _unpack(path, folder)
+            _store_adapted(folder, write_adapted(folder, adapted, backend))
+            update_zip(path, folder, _pack)
+    except OSError as wrong:
+        raise _unwritable(path, wrong) from None
+
+
+def _store_adapted(folder: Path, name: str) -> None:
+    """Let the manifest name the new file, then remove those that nothing names any more."""
+    manifest = _json(folder, MANIFEST)
+    files = dict(manifest["files"])
+    files.pop(manifest.get("adapted"), None)
+    files[name] = {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    manifest = {**manifest, "adapted": name, "files": dict(sorted(files.items()))}
+    work = folder / f".{MANIFEST}.new"
+    with work.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(work, folder / MANIFEST)
+    for item in folder.glob("adapted-*.safetensors"):
+        if item.name != name:
+            item.unlink(missing_ok=True)
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -261,7 +306,13 @@ def _load(path: Path) -> Artifact:
     if target.sha256 != report["targets"][0]["sha256"]:
         raise _broken(f"{path / TARGET} is not the target that the report is about")
     history = parse_history(_text(path / HISTORY), path / HISTORY) if HISTORY in files else None
-    return Artifact(module, resources, target, report, history=history)
+    adapted: Adapted | None = None
+    kept = manifest.get("adapted")
+    if kept is not None:
+        if kept not in files:
+            raise _broken(f"{path / MANIFEST} does not list {kept!r}")
+        adapted = read_adapted(path / kept, module, find_backend(target.backend), target)
+    return Artifact(module, resources, target, report, history=history, adapted=adapted)
 
 
 def _renamed(target: Target, name: str) -> Target:

@@ -6,7 +6,7 @@ memory; since draws are keyed by (seed, stream, trial, sample), results do not d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,17 +29,28 @@ MAX_FOLDED = 512
 """Rows (trials times samples) that run together at most."""
 
 
+@dataclass(frozen=True)
+class Device:
+    """One device: the seed and the number of the trial that its noise is drawn by, or none."""
+
+    seed: int = 0
+    trial: int = 0
+    noisy: bool = True
+
+
 @dataclass
 class Executor:
     """Runs the entry points of one module on one target.
 
     ``backend`` and ``target`` None run the neutral meaning (a captured module, for instance).
+    ``adapted`` are states that on-line adaptation left, and the device that adapted.
     """
 
     module: Module
     resources: ResourceStore
     target: Target | None = None
     backend: Backend | None = None
+    adapted: tuple[Device, Mapping[str, Any]] | None = None
     _deployed: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,7 +121,7 @@ class Executor:
                 self.module.function("inference"),
                 folded,
                 resources=self.resources,
-                states=self._deploy(group, seed, draws is not None),
+                states=self._states(group, seed, draws is not None),
                 backend=self.backend.name if self.backend is not None else None,
                 target=self.target,
                 draws=draws,
@@ -192,6 +203,27 @@ class Executor:
         if size == 0:
             raise error(codes.BAD_INPUT, "the batch is empty")
         return size
+
+    def deployed(self, device: Device) -> dict[str, Any]:
+        """States of one device as the deploy functions leave them."""
+        return self._deploy((device.trial,), device.seed, device.noisy)
+
+    def _states(self, group: tuple[int, ...], seed: int, noisy: bool) -> Mapping[str, Any]:
+        """States that inference starts from: as deployed, then as adapted."""
+        states = self._deploy(group, seed, noisy)
+        if self.adapted is None:
+            return states
+        device, adapted = self.adapted
+        same = group == (device.trial,) and (seed, noisy) == (device.seed, device.noisy)
+        if not same and not all(isinstance(value, Tensor) for value in adapted.values()):
+            asked = f"seed {seed}, trials {list(group)}, {'noisy' if noisy else 'without noise'}"
+            raise error(
+                codes.USAGE,
+                f"one device adapted (seed {device.seed}, trial {device.trial}, "
+                f"{'noisy' if device.noisy else 'without noise'}); asked was for {asked}",
+                help="cells are adapted on one device: ask for that one, or for the initial state",
+            )
+        return {**states, **adapted}
 
     def _deploy(self, group: tuple[int, ...], seed: int, noisy: bool) -> dict[str, Any]:
         """States after the deploy functions ran for these trials; the last set is kept."""
