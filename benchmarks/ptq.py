@@ -1,20 +1,27 @@
 """Weight quantisation: perplexity or accuracy by method, bits and group, with time and memory.
 
-Each row runs in a process of its own, so that peak memory is its own. The default model is
-SmolLM2-135M (``examples/smollm2``) on WikiText-2; ``--model FILE.py`` takes any model file with
-``calibration_data()`` and either ``tokenizer()`` and ``text(part)`` or ``evaluation_data()`` and
-``metric()``. ``--calibration shakespeare`` calibrates out of domain.
+The default model is SmolLM2-135M (``examples/smollm2``) on WikiText-2; ``--model FILE.py`` takes
+any model file with ``calibration_data()`` and either ``tokenizer()`` and ``text(part)`` or
+``evaluation_data()`` and ``metric()``. ``--calibration shakespeare`` calibrates out of domain.
 
-    python -m benchmarks.ptq --json --windows 40 --iterations 10 --rounds 8
+The rows follow one another in one process, which captures the model once; the peak of memory is
+reset before each (Linux; elsewhere it is the peak so far). ``seconds`` are of CPU time, all
+threads, for quantising alone, so that a busy machine does not change them.
+
+``auto-round`` is the PyPI package, asymmetric, given the same sequences, one sample a step as the
+rows of ``tesseraq`` with ``--batch 1``; ``--auto-round-iterations`` sets its steps for each block.
+
+    python -m benchmarks.ptq --json --windows 32 --iterations 10 --rounds 8
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,8 +36,13 @@ METHODS: dict[str, dict[str, str]] = {
     "gptq": {"rounding": "gptq"},
     "awq+gptq": {"init": "awq", "rounding": "gptq"},
     "tesseraq": {"init": "awq", "rounding": "tesseraq"},
+    "auto-round": {},
 }
 FORMATS: tuple[tuple[int, int | None], ...] = ((4, None), (3, 64), (2, 64), (3, 128), (2, 128))
+
+
+FORMATS_CHANNEL: tuple[tuple[int, int | None], ...] = ((4, None), (3, None), (2, None))
+WINDOW = 512
 
 
 def pipeline(row: dict[str, Any], options: dict[str, Any]) -> str:
@@ -50,81 +62,180 @@ def pipeline(row: dict[str, Any], options: dict[str, Any]) -> str:
     return f"canonicalize, quantize-weights{{{' '.join(parts)}}}"
 
 
-def measure_row(row: dict[str, Any], options: dict[str, Any]) -> Row:
-    """Quantise and measure in this process."""
+class Subject:
+    """The model of all rows: captured once, with its calibration and test data."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from imcc.driver.data import calibration_batches, evaluation_set
+        from imcc.driver.signature import Signature, input_names
+        from imcc.driver.test_set import MetricTestSet, TextTestSet, tokenize
+        from imcc.frontend.capture import capture
+        from imcc.frontend.model_file import load_model_file
+
+        self.options = options
+        self.held = load_model_file(options["model"])
+        self.python = sys.modules[f"imcc_model_file_{self.held.path.stem}"]
+        self.captured = capture(self.held.module, self.held.example_inputs)
+        names = input_names(self.held.module, len(self.held.example_inputs))
+        self.signature = Signature.of(self.captured, names)
+        self.language = self.held.tokenizer is not None
+        if self.language:
+            part = "valid" if options["calibration"] == "valid" else "shakespeare"
+            found = windows(self._ids(part), options["length"], options["sequences"])
+            given: Any = [(row[None],) for row in found]
+        else:
+            given = self.held.require("calibration_data", "quantisation")()
+        self.batches = [tuple(self.signature.flatten(row)) for row in calibration_batches(given)]
+        self.test: Any
+        if self.language:
+            ids = tokenize(self.python.text("test"), self.held.tokenizer())
+            if options["windows"]:
+                ids = windows(ids, WINDOW, options["windows"]).flatten()
+            self.test = TextTestSet(ids, WINDOW, WINDOW, None, batch=2)
+        else:
+            data = evaluation_set(self.held.require("evaluation_data", "accuracy")())
+            self.test = MetricTestSet(*data, self.held.require("metric", "accuracy"))
+
+    def _ids(self, part: str) -> Any:
+        from imcc.driver.test_set import tokenize
+
+        if part == "shakespeare":
+            path = Path(os.environ["IMCC_DATA"]) / "tinyshakespeare" / "input.txt"
+            return tokenize(path.read_text(encoding="utf-8"), self.held.tokenizer())
+        return tokenize(self.python.text(part), self.held.tokenizer())
+
+    def row(self, row: dict[str, Any]) -> Row:
+        """Quantise by one method and measure."""
+        import torch
+
+        reset_peak()
+        measured, seconds = (
+            self._auto_round(row) if row["method"] == "auto-round" else self._own(row)
+        )
+        name = "perplexity" if self.test.name == "perplexity" else "accuracy"
+        made: Row = {
+            "model": self.held.path.parent.name,
+            **row,
+            "init": METHODS.get(row["method"], {}).get("init", "rtn"),
+            "steps_per_block": self._steps(row["method"]),
+            "calibration": f"{self.options['calibration']}, "
+            f"{sum(b[0].numel() if self.language else b[0].shape[0] for b in self.batches)} "
+            + ("tokens" if self.language else "samples"),
+            name: measured.statistics.mean,
+            "ci95": measured.over_samples,
+            "samples": self.test.samples,
+            "seconds": seconds,
+            "peak_rss_gb": peak_gb(),
+            "threads": torch.get_num_threads(),
+            "seed": self.options["seed"],
+        }
+        return made
+
+    def _steps(self, method: str) -> int:
+        rounds = 1 if self.options["no_progressive"] else self.options["rounds"]
+        steps = {
+            "tesseraq": rounds * self.options["iterations"],
+            "auto-round": self.options["auto_round_iterations"],
+        }
+        return steps.get(method, 0)
+
+    def _own(self, row: dict[str, Any]) -> tuple[Any, float]:
+        import torch
+
+        from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
+        from imcc.runtime.executor import Executor
+
+        module, store = self.captured.module.clone(), self.captured.resources.copy()
+        context = PassContext(resources=store, calibration=self.batches, seed=self.options["seed"])
+        start = time.process_time()
+        run_pipeline(module, parse_pipeline(pipeline(row, self.options)), context)
+        seconds = time.process_time() - start
+        with torch.no_grad():
+            measured = self.test.measure(Executor(module, store), self.signature)
+        return measured, seconds
+
+    def _auto_round(self, row: dict[str, Any]) -> tuple[Any, float]:
+        import torch
+        from auto_round import AutoRound
+
+        from imcc.driver.signature import Signature, input_names
+        from imcc.frontend.capture import capture
+        from imcc.runtime.executor import Executor
+
+        model = copy.deepcopy(self.held.module)
+        start = time.process_time()
+        made, _ = AutoRound(
+            model,
+            tokenizer=self.held.tokenizer(),
+            bits=row["bits"],
+            group_size=row["group"] or -1,
+            sym=False,
+            iters=self.options["auto_round_iterations"],
+            nsamples=len(self.batches),
+            seqlen=self.options["length"],
+            batch_size=1,
+            dataset=[batch[0] for batch in self.batches],
+            seed=42 + self.options["seed"],
+            device_map="cpu",
+            low_cpu_mem_usage=False,
+            enable_torch_compile=False,
+            amp=False,
+        ).quantize()
+        seconds = time.process_time() - start
+        captured = capture(made, self.held.example_inputs)
+        signature = Signature.of(captured, input_names(made, len(self.held.example_inputs)))
+        with torch.no_grad():
+            executor = Executor(captured.module, captured.resources)
+            return self.test.measure(executor, signature), seconds
+
+
+def windows(ids: Any, length: int, count: int) -> Any:
+    """``count`` runs of ``length`` tokens, evenly spread over a text."""
     import torch
 
-    from imcc.driver.data import calibration_batches, evaluation_set
-    from imcc.driver.signature import Signature, input_names
-    from imcc.driver.test_set import MetricTestSet, TextTestSet, tokenize
-    from imcc.frontend.capture import capture
-    from imcc.frontend.model_file import load_model_file
-    from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
-    from imcc.runtime.executor import Executor
+    starts = torch.linspace(0, len(ids) - length, count).long()
+    return torch.stack([ids[start : start + length] for start in starts])
 
-    held = load_model_file(options["model"])
-    python = sys.modules[f"imcc_model_file_{held.path.stem}"]
-    captured = capture(held.module, held.example_inputs)
-    signature = Signature.of(captured, input_names(held.module, len(held.example_inputs)))
-    module, store = captured.module.clone(), captured.resources.copy()
-    if options["calibration"] == "shakespeare":
-        path = Path(os.environ["IMCC_DATA"]) / "tinyshakespeare" / "input.txt"
-        sequences = python.windows(path.read_text(encoding="utf-8"), python.SEQUENCES)
-        given: Any = [(sequence[None],) for sequence in sequences]
-    else:
-        given = held.require("calibration_data", "quantisation")()
-    batches = [tuple(signature.flatten(batch)) for batch in calibration_batches(given)]
-    context = PassContext(resources=store, calibration=batches, seed=options["seed"])
-    start = time.perf_counter()
-    run_pipeline(module, parse_pipeline(pipeline(row, options)), context)
-    seconds = time.perf_counter() - start
-    if held.tokenizer is not None:
-        ids = tokenize(python.text("test"), held.tokenizer())
-        test: Any = TextTestSet(ids, 512, 512, options["windows"], batch=2)
-    else:
-        inputs, targets = evaluation_set(held.require("evaluation_data", "accuracy")())
-        test = MetricTestSet(inputs, targets, held.require("metric", "accuracy"))
-    with torch.no_grad():
-        made = test.measure(Executor(module, store), signature)
-    name = "perplexity" if test.name == "perplexity" else "accuracy"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {
-        "model": held.path.parent.name,
-        **row,
-        "init": METHODS.get(row["method"], {}).get("init", "rtn"),
-        "calibration": f"{options['calibration']}, {sum(b[0].shape[0] for b in batches)} samples",
-        name: made.statistics.mean,
-        "ci95": made.over_samples,
-        "samples": test.samples,
-        "seconds": seconds,
-        "peak_rss_gb": peak,
-        "seed": options["seed"],
-    }
+
+def reset_peak() -> None:
+    """Start the peak of resident memory anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gb() -> float:
+    """The peak of resident memory since it was reset."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """All rows, each in a process of its own."""
-    given = {key: value for key, value in vars(options).items() if key not in ("json", "row")}
-    if options.row is not None:
-        return [measure_row(json.loads(options.row), given)]
-    wanted: list[dict[str, Any]] = [{"method": "float", "bits": 32, "group": None}]
-    formats = [tuple(json.loads(f"[{text}]")) for text in options.formats] or list(FORMATS)
-    for bits, group in formats[:2] if options.quick else formats:
+    """All rows; one that fails says why and does not end the others."""
+    import torch
+
+    given = vars(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    subject = Subject(given)
+    wanted: list[dict[str, Any]] = []
+    if not options.no_float:
+        wanted.append({"method": "float", "bits": 32, "group": None})
+    formats = [tuple(json.loads(f"[{text}]")) for text in options.formats]
+    for bits, group in formats or (FORMATS if subject.language else FORMATS_CHANNEL):
         for method in options.methods.split(","):
-            wanted.append({"method": method, "bits": bits, "group": group})
+            if method != "auto-round" or subject.language:
+                wanted.append({"method": method, "bits": bits, "group": group})
     rows: list[Row] = []
-    for row in wanted:
-        arguments = [sys.executable, "-m", "benchmarks.ptq", "--json", "--row", json.dumps(row)]
-        for key, value in given.items():
-            if key in ("methods", "formats", "quick") or value in (None, False):
-                continue
-            arguments += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-        done = subprocess.run(arguments, capture_output=True, text=True)
-        if done.returncode:
-            rows.append({**row, "failed": done.stderr.strip().splitlines()[-1:]})
-            continue
-        rows += json.loads(done.stdout)["rows"]
-        sys.stderr.write(f"{rows[-1]}\n")
+    for row in wanted[: 3 if options.quick else None]:
+        try:
+            rows.append(subject.row(row))
+        except Exception as wrong:
+            rows.append({**row, "failed": f"{type(wrong).__name__}: {wrong}"})
+        sys.stderr.write(f"{json.dumps(rows[-1], default=str)}\n")
+        sys.stderr.flush()
     return rows
 
 
@@ -132,17 +243,21 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--formats", nargs="*", default=[], help="bits,group (group null: none)")
+    parser.add_argument("--no-float", action="store_true", help="no row of the float model")
     parser.add_argument("--calibration", default="valid", choices=("valid", "shakespeare"))
-    parser.add_argument("--windows", type=int, help="windows of the test text; default: all")
+    parser.add_argument("--sequences", type=int, default=48, help="of the calibration text")
+    parser.add_argument("--length", type=int, default=256, help="tokens of such a sequence")
+    parser.add_argument("--windows", type=int, help="evenly spread over the test text; default all")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-tune-scale", action="store_true")
     parser.add_argument("--no-progressive", action="store_true")
+    parser.add_argument("--auto-round-iterations", type=int, default=200)
     parser.add_argument("--plan", help="plan file of quantize-weights")
+    parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--row", help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,33 @@ def inverse_stretched_sigmoid(y: Tensor) -> Tensor:
     return -torch.log((STRETCH_HIGH - STRETCH_LOW) / (y - STRETCH_LOW) - 1)
 
 
+class SoftCodes(torch.autograd.Function):
+    """``clamp(floor + h(nu), low, high)`` and its gradient in ``nu`` alone.
+
+    The derivative is ``(high_h - low_h) s (1 - s)`` with ``s = sigmoid(nu)`` where neither clamp
+    acts, else 0. One function instead of a chain of ops: a step passes over all weights of a block
+    a dozen times less, and keeps two tensors of their size instead of seven.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, choice: Tensor, floor: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The soft codes, without the zero point."""
+        gate = torch.sigmoid(choice)
+        made = gate.mul(STRETCH_HIGH - STRETCH_LOW).add_(STRETCH_LOW)
+        inside = (made > 0) & (made < 1)
+        made = made.clamp_(0, 1).add_(floor)
+        inside &= (made > low) & (made < high)
+        ctx.save_for_backward(gate, inside)
+        return torch.minimum(torch.maximum(made, low, out=made), high, out=made)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient in ``nu``."""
+        gate, inside = ctx.saved_tensors
+        slope = torch.addcmul(gate, gate, gate, value=-1).mul_(STRETCH_HIGH - STRETCH_LOW)
+        return slope.mul_(inside).mul_(grads[0]), None, None, None
+
+
 class Rounding:
     """``q = clamp(floor(w / s) + h(nu) + z)``, ``w' = (q - z) * s * 2 h(v)``.
 
@@ -84,8 +111,9 @@ class Rounding:
 
     def weight(self) -> Tensor:
         """The soft weight."""
-        centred = self.floor + stretched_sigmoid(self.choice)
-        centred = torch.minimum(torch.maximum(centred, self.low), self.high)
+        centred: Tensor = SoftCodes.apply(  # type: ignore[no-untyped-call]
+            self.choice, self.floor, self.low, self.high
+        )
         made = centred * (self.grid.scale * self.scale_factor())
         return self.grid.format.unrows(made, self.shape)
 
@@ -208,7 +236,7 @@ def fit(
         for index, parameter in enumerate(item.parameters()):
             decay = SCALE_DECAY if isinstance(item, Rounding) and index == 1 else 0.0
             groups.append({"params": [parameter], "weight_decay": decay})
-    optimiser = torch.optim.Adam(groups, lr=recipe.learning_rate)
+    optimiser = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
     generator = torch.Generator().manual_seed(recipe.seed)
     order: list[int] = []
     for step in range(recipe.iterations):
