@@ -104,6 +104,14 @@ class Backend(ABC):
     def pipeline(self, target: Target) -> str:
         """The default passes, as text, from phase ``captured`` to the last phase."""
 
+    def cost_pipeline(self, target: Target) -> str:
+        """The passes that lead to a program that can be costed; numbers in it may be absent.
+
+        Where costs rest on shapes alone, it leaves out what needs weights and calibration data;
+        by default it is :meth:`pipeline`.
+        """
+        return self.pipeline(target)
+
     def load_rules(self) -> None:
         """Import ``rule_modules``, then the rules that other packages register for this backend.
 

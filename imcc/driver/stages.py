@@ -11,6 +11,7 @@ from imcc._version import __version__
 from imcc.backends.api import Target, find_backend
 from imcc.driver.compiled import CompiledModel
 from imcc.driver.data import fit_batches
+from imcc.driver.estimation import Estimates
 from imcc.driver.evaluation import CheckAccuracy, Evaluated, evaluate_accuracy
 from imcc.driver.options import CompileOptions
 from imcc.driver.phase_folder import Dump, PhaseFolder
@@ -19,7 +20,7 @@ from imcc.driver.test_set import TestSet
 from imcc.ir import codes
 from imcc.ir.cost import SCHEMA_VERSION, CostRecord
 from imcc.ir.diagnostics import Diagnostic, error
-from imcc.ir.module import PHASES, Module, clone_function
+from imcc.ir.module import PHASES, Module
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.verifier import verify
 from imcc.passes.infrastructure import (
@@ -30,7 +31,6 @@ from imcc.passes.infrastructure import (
     Timing,
     begin,
     no_progress,
-    parse_pipeline,
     passes_after,
     passes_until,
     print_pipeline,
@@ -101,12 +101,10 @@ def finish(
         calibration=batches,
         seed=options.seed,
         progress=progress,
-        estimator=lambda function, other, activity: estimate(
-            start.reference, function.name, other or target, context, activity
-        ),
         legality=backend.legal,
         timing=timing,
     )
+    context.estimator = Estimates(context)
     recorder = HistoryRecorder(module)
     watching: list[Instrument] = [recorder, *options.instruments]
     folder: PhaseFolder | None = None
@@ -199,31 +197,6 @@ def entry_point_costs(
         begin(module, inner)
         run_pipeline(module, left, inner)
     return {name: backend.cost(module, name, made.target) for name in module.functions}
-
-
-def estimate(
-    module: Module, function: str, target: Target, context: PassContext, activity: str = "assumed"
-) -> CostRecord:
-    """Cost of a function of a captured module on a target, through its default pipeline.
-
-    The module is cloned; ``context`` provides weights and calibration data.
-    """
-    backend = find_backend(target.backend)
-    copy = Module(module.name, phase=module.phase)
-    copy.sizes = dict(module.sizes)
-    copy.resources = dict(module.resources)
-    copy.states = dict(module.states)
-    copy.add_function(clone_function(module.function(function)))
-    inner = dataclasses.replace(
-        context,
-        target=target,
-        backend=backend,
-        resources=context.weights().copy(),
-        legality=backend.legal,
-        warnings=[],
-    )
-    run_pipeline(copy, parse_pipeline(backend.pipeline(target)), inner)
-    return backend.cost(copy, function, target, activity)  # type: ignore[arg-type]
 
 
 def report_data(

@@ -262,6 +262,12 @@ UNKNOWN_BACKEND = code(
     "unknown or broken backend",
     "A target names its backend; the backend must be installed and load without error.",
 )
+OUT_OF_REACH = code(
+    "IMC506",
+    "the goal is out of reach",
+    "The cost model was asked for every choice that the pass has, and none meets the goal. The\n"
+    "message says what the best of them gives.",
+)
 
 # 6: artifacts
 ARTIFACT = code(

@@ -67,3 +67,12 @@ def region(function: Function, scope: str) -> Region:
             if any(user not in inside for user in value.users):
                 outputs[value] = None
     return Region(scope, tuple(ops), tuple(inputs), tuple(outputs))
+
+
+def static_ops(function: Function) -> set[Op]:
+    """Ops that compute the same in every call: constants, and what is made of them alone."""
+    found: set[Op] = set()
+    for op in function.ops:
+        if not op.draws and not op.terminator and all(v.owner in found for v in op.operands):
+            found.add(op)
+    return found

@@ -5,7 +5,7 @@ from torch import nn
 
 from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
-from imcc.driver.stages import estimate
+from imcc.driver.estimation import Estimates
 from imcc.frontend.capture import capture
 from imcc.ir import print_module
 from imcc.passes.infrastructure import PassContext
@@ -21,11 +21,9 @@ def test_estimate_costs_a_clone_and_leaves_the_module_alone():
         target=small,
         backend=find_backend("crossbar"),
         calibration=[(torch.rand(32, 16),)],
-        estimator=lambda function, target, activity: estimate(
-            captured.module, function.name, target, context, activity
-        ),
         legality=find_backend("crossbar").legal,
     )
+    context.estimator = Estimates(context)
     before = print_module(captured.module)
     function = captured.module.function()
     first = context.estimate(function)

@@ -46,6 +46,13 @@ class CrossbarBackend(Backend):
             f"integer-arithmetic, dead-code, map-crossbars, {calibrated}place, schedule"
         )
 
+    def cost_pipeline(self, target: Target) -> str:
+        """Codes of 8 bits without numbers in place of quantisation: costs rest on shapes."""
+        return (
+            "canonicalize, fold-batch-norm, decompose-attention, dead-code, assume-codes, "
+            "dead-code, map-crossbars, place, schedule"
+        )
+
     def cost(
         self, module: Module, function: str, target: Target, activity: Activity = "assumed"
     ) -> CostRecord:

@@ -15,6 +15,7 @@ from torch import Tensor
 from imcc.ir.dialects import core, nn
 from imcc.ir.module import Function
 from imcc.ir.ops import Op, Value
+from imcc.ir.regions import static_ops
 from imcc.ir.semantics.interpreter import EvalContext, Observer, evaluate_ops
 from imcc.ir.semantics.resources import ResourceStore
 
@@ -144,15 +145,6 @@ def _make(name: str, ops: list[Op], static: Set[Op]) -> Block:
         if any(user not in inside for user in value.users)
     )
     return Block(name, tuple(ops), tuple(inputs), outputs)
-
-
-def static_ops(function: Function) -> set[Op]:
-    """Ops that compute the same in every call: constants, and what is made of them alone."""
-    found: set[Op] = set()
-    for op in function.ops:
-        if not op.draws and not op.terminator and all(v.owner in found for v in op.operands):
-            found.add(op)
-    return found
 
 
 def _entering(ops: Sequence[Op], known: Mapping[Value, Any]) -> list[Op]:
