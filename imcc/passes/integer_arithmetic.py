@@ -17,11 +17,12 @@ from imcc.passes.infrastructure import Approximate, Pass, PassContext
 class IntegerArithmetic(Pass):
     """``nn.linear(dequantize(x), dequantize(w))`` to ``rescale(quant.linear(x, w))``.
 
-    Convolutions and products of two activations (``nn.matmul``) too. With ``x = sx (qx - zx)`` and
-    ``w[n] = sw[n] qw[n]``:
-    ``y[n] = sx sw[n] * sum_k (qx - zx) qw + bias[n]``, the sum in exact integers. A product whose
-    codes have no integer meaning (groups, asymmetric weights) stays as it is, with the reason in
-    the journal.
+    Convolutions and products of two activations (``nn.matmul``) too.
+    With ``x = sx (qx - zx)`` and ``w[n] = sw[n] (qw[n] - zw[n])``:
+    ``y[n] = sx sw[n] * sum_k (qx - zx) (qw - zw) + bias[n]``, the sum in exact integers. Weights in
+    groups give a sum for each group, which ``quant.rescale_groups`` scales and adds up. A product
+    whose codes have no integer meaning (an input with several scales) stays as it is, with the
+    reason in the journal.
 
     A product by itself changes by float rounding alone (about 1e-7). In a network that rounding can
     carry a value across a tie of a later quantiser, which then gives the neighbouring code: hence
@@ -50,8 +51,8 @@ class IntegerArithmetic(Pass):
             rewriter.refuse(op, "an operand is not quantised")
             return
         coded = tensor(weight.x).quant
-        if coded.group is not None or not coded.symmetric or coded.axis not in (None, 0):
-            rewriter.refuse(op, f"weights {weight.x.type} have no single scale per output channel")
+        if coded.axis not in (None, 0) or (coded.group is not None and isinstance(op, nn.Conv)):
+            rewriter.refuse(op, f"weights {weight.x.type} have no scales per output channel")
             return
         if tensor(x.x).quant.axis is not None:
             rewriter.refuse(op, "the input has more than one scale")
@@ -62,20 +63,30 @@ class IntegerArithmetic(Pass):
             return
         product: quant.Linear | quant.Conv
         if isinstance(op, nn.Linear):
-            product = quant.Linear(x=x.x, weight=weight.x, x_zero_point=x.zero_point)
+            product = quant.Linear(
+                x=x.x,
+                weight=weight.x,
+                x_zero_point=x.zero_point,
+                weight_zero_point=weight.zero_point,
+            )
             axis = -1
         else:
             product = quant.Conv(
                 x=x.x,
                 weight=weight.x,
                 x_zero_point=x.zero_point,
+                weight_zero_point=weight.zero_point,
                 stride=op.stride,
                 padding=op.padding,
                 dilation=op.dilation,
                 groups=op.groups,
             )
             axis = -1 - len(op.stride)
-        rescale = quant.Rescale(acc=product.y, scale=scale.y, bias=op.bias, axis=axis)
+        rescale: quant.Rescale | quant.RescaleGroups
+        if coded.group is not None:
+            rescale = quant.RescaleGroups(acc=product.y, scale=scale.y, bias=op.bias)
+        else:
+            rescale = quant.Rescale(acc=product.y, scale=scale.y, bias=op.bias, axis=axis)
         new: list[Op] = [scale, product, rescale]
         rewriter.replace(op, new, rescale.y)
 

@@ -71,7 +71,7 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     """
     held = op.held
     keys = target.keys
-    positions = elements(op.y) // held.columns
+    positions = elements(op.y) // (held.columns * (held.blocks if held.split else 1))
     reads = positions * op.digits
     density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
     pair = 2 if op.converts == "pair" else 1
@@ -218,6 +218,13 @@ def _multiply_add(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
 def _rescale(op: quant.Rescale, target: CrossbarTarget, activity: str) -> OpCost:
     count = elements(op.y)
     return _vector(op, target, count if op.bias is not None else 0, count)
+
+
+@COST.register(quant.RescaleGroups, backend="crossbar")
+def _rescale_groups(op: quant.RescaleGroups, target: CrossbarTarget, activity: str) -> OpCost:
+    """A multiplication for each sum of a group, and their additions."""
+    sums, count = elements(op.acc), elements(op.y)
+    return _vector(op, target, sums - (0 if op.bias is not None else count), sums)
 
 
 @COST.register(quant.Quantize, backend="crossbar")

@@ -43,6 +43,7 @@ DIGITAL_OPS: tuple[str | type[Op], ...] = (
     quant.Quantize,
     quant.Dequantize,
     quant.Rescale,
+    quant.RescaleGroups,
     nn.BatchNorm,
     nn.LayerNorm,
     nn.RmsNorm,

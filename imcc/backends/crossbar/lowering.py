@@ -95,10 +95,17 @@ def _product(op: quant.Linear | quant.Conv, rewriter: Rewriter, mapping: Mapping
     if handle is None:
         handle = rewriter.add_argument(function, kind, state, state)
     keys = mapping.target.keys
+    new: list[Op] = []
+    weight_zero = op.weight_zero_point
+    if weight_zero is not None and not tensor(weight_zero).shape:
+        spread = core.Expand(x=weight_zero, shape=(kind.columns,))
+        new.append(spread)
+        weight_zero = spread.y
     made = Mvm(
         x=op.x,
         matrix=handle,
         x_zero_point=op.x_zero_point,
+        weight_zero_point=weight_zero,
         kernel=kernel,
         stride=stride,
         padding=padding,
@@ -110,7 +117,7 @@ def _product(op: quant.Linear | quant.Conv, rewriter: Rewriter, mapping: Mapping
         converts=keys.adc.converts if kind.paired else "column",
         stream=mapping.stream(f"{op.scope or state}.read"),
     )
-    rewriter.replace(op, [made], made.y)
+    rewriter.replace(op, [*new, made], made.y)
 
 
 def erase_unused(function: Function, rewriter: Rewriter) -> None:

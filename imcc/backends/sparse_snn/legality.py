@@ -98,6 +98,11 @@ def _product(op: quant.Linear | quant.Conv, target: SparseTarget) -> str | None:
     if not isinstance(op.weight.owner, core.Constant):
         return "the weight is computed at run time; only constant weights can be compressed"
     weight, x = tensor(op.weight).quant, tensor(op.x).quant
+    if weight.group is not None or op.weight_zero_point is not None:
+        return (
+            "fibers hold the weights that are not 0, which needs one scale for each output channel "
+            'and no zero point: quantize-weights{scheme="symmetric"} without a group'
+        )
     held = target.keys.format.weight_bits
     if weight.bits > held:
         return f"weights of {weight.bits} bits, the target stores {held}"

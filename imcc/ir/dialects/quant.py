@@ -118,51 +118,65 @@ class _Accumulating(Op):
     x_zero_point: Value | None = operand(
         TensorType, elements={"i32"}, default=None, doc="scalar; absent means 0"
     )
+    weight_zero_point: Value | None = operand(
+        TensorType,
+        elements={"i32"},
+        default=None,
+        doc="shaped like the scale of the weight; absent means 0",
+    )
 
     def check_elements(self, terms: int) -> None:
         """Element types that have an integer meaning, without overflow of 32 bits."""
         x, weight = tensor(self.x).quant, tensor(self.weight).quant
         if x.axis is not None or x.group is not None:
             raise self.fail("the input needs one scale per tensor")
-        if weight.axis not in (None, 0) or weight.group is not None:
-            raise self.fail(
-                "weights need one scale per tensor or per output channel (axis=0, no group)",
-                help="group-wise weights are dequantised before the product",
-            )
-        if not weight.symmetric:
-            raise self.fail("weights need symmetric codes (zero point 0)")
+        if weight.axis not in (None, 0):
+            raise self.fail("weights need scales per tensor or per output channel (axis=0)")
+        if self.weight_zero_point is not None:
+            _check_scale(self, tensor(self.weight), self.weight_zero_point, self.weight_zero_point)
+        elif not weight.symmetric:
+            raise self.fail("asymmetric weight codes need weight_zero_point")
         if not x.symmetric and self.x_zero_point is None:
             raise self.fail("asymmetric input codes need x_zero_point")
         _check_accumulation(self, x, weight, terms)
 
 
 class Linear(_Accumulating, name="quant.linear"):
-    """Integer product: ``y[..., n] = sum_k (x[..., k] - zx) * weight[n, k]`` in 32-bit integers."""
+    """Integer product: ``y[..., n] = sum_k (x[..., k] - zx) * (weight[n, k] - zw[n])`` in 32 bits.
+
+    Weights in groups give the sum of each group ``j`` of inputs by itself:
+    ``y[..., n, j] = sum_{k in j} (x[..., k] - zx) * (weight[n, k] - zw[n, j])``;
+    ``quant.rescale_groups`` scales and adds them.
+    """
 
     example = (
         "%x: tensor<Bx4xq<u8>>, %w: tensor<3x4xq<s8, axis=0>> => "
         "%y = quant.linear %x, %w : tensor<Bx3xi32>"
     )
 
-    y: Value = result(doc="[..., N]")
+    y: Value = result(doc="[..., N], with groups [..., N, groups]")
 
     def infer(self) -> Type:
-        """Leading axes of ``x``, then N, as i32."""
+        """Leading axes of ``x``, then N (and groups), as i32."""
         x, weight = tensor(self.x), tensor(self.weight)
         if weight.rank != 2 or x.rank < 1 or x.shape[-1] != weight.shape[1]:
             raise self.fail(f"{x} and weight {weight} do not multiply")
-        return TensorType((*x.shape[:-1], weight.shape[0]), "i32")
+        group, terms = weight.quant.group, weight.shape[1]
+        groups = () if group is None or not isinstance(terms, int) else (-(-terms // group),)
+        return TensorType((*x.shape[:-1], weight.shape[0], *groups), "i32")
 
     def verify(self) -> None:
         """Codes that accumulate without overflow."""
         terms = tensor(self.weight).shape[1]
+        if tensor(self.weight).quant.group is not None and tensor(self.weight).quant.axis != 0:
+            raise self.fail("groups of weights need scales per output channel too (axis=0)")
         self.check_elements(terms if isinstance(terms, int) else 1)
 
 
 class Conv(_Accumulating, ConvolutionWindow, name="quant.conv"):
     """Integer convolution over the last ``len(stride)`` axes, as ``nn.conv``, in 32-bit integers.
 
-    ``y[b, n, p] = sum_{c, k} (x[b, c, q] - zx) * weight[n, c, k]`` at the input position
+    ``y[b, n, p] = sum_{c, k} (x[b, c, q] - zx) * (weight[n, c, k] - zw[n])`` at the input position
     ``q = p * stride + k * dilation - padding``, with x = zx outside of the input.
     """
 
@@ -180,6 +194,10 @@ class Conv(_Accumulating, ConvolutionWindow, name="quant.conv"):
 
     def verify(self) -> None:
         """Codes that accumulate without overflow."""
+        if tensor(self.weight).quant.group is not None:
+            raise self.fail(
+                "a convolution has no groups of scales", help="use one scale per output channel"
+            )
         terms = 1
         for dim in tensor(self.weight).shape[1:]:
             terms *= dim if isinstance(dim, int) else 1
@@ -264,6 +282,38 @@ def _check_accumulation(op: Op, x: QuantType, weight: QuantType, terms: int) -> 
     largest = largest_product_sum(x, weight, terms)
     if largest >= 2**31:
         raise op.fail(f"a sum of {terms} products can reach {largest}, beyond 32 bits")
+
+
+class RescaleGroups(Op, name="quant.rescale_groups"):
+    """Sums of groups to real: ``y[..., n] = sum_j acc[..., n, j] * scale[n, j] + bias[n]``.
+
+    ``scale`` is the product of the input's scale and the weight's scale of each group.
+    """
+
+    example = (
+        "%a: tensor<Bx3x2xi32>, %s: tensor<3x2xf32> => "
+        "%y = quant.rescale_groups %a, %s : tensor<Bx3xf32>"
+    )
+
+    acc: Value = operand(TensorType, elements={"i32", "f32", "f64"}, doc="[..., N, groups]")
+    scale: Value = operand(TensorType, elements=FLOATS, doc="[N, groups]")
+    bias: Value | None = operand(TensorType, elements=FLOATS, default=None, doc="[N]")
+    y: Value = result(doc="[..., N]")
+
+    def infer(self) -> Type:
+        """``acc`` without the axis of groups, with the element type of the scale."""
+        kind = tensor(self.acc)
+        if kind.rank < 2:
+            raise self.fail(f"{kind} has no axes of channels and groups")
+        return TensorType(kind.shape[:-1], tensor(self.scale).element)
+
+    def verify(self) -> None:
+        """Scale and bias fit the last two axes."""
+        kind = tensor(self.acc)
+        if tensor(self.scale).shape != kind.shape[-2:]:
+            raise self.fail(f"scale is {self.scale.type}, the sums are {kind}")
+        if self.bias is not None and tensor(self.bias).shape != kind.shape[-2:-1]:
+            raise self.fail(f"bias is {self.bias.type}, the sums are {kind}")
 
 
 def _check_scale(op: Op, codes: TensorType, scale: Value, zero_point: Value | None) -> None:

@@ -99,15 +99,24 @@ def _fake_quantize(op: quant.FakeQuantize, ctx: EvalContext, *, x: Tensor) -> Te
 
 
 def _exact(
-    op: quant.Linear | quant.Conv, x: Tensor, weight: Tensor, zero_point: Tensor | None
+    op: quant.Linear | quant.Conv,
+    x: Tensor,
+    weight: Tensor,
+    zero_point: Tensor | None,
+    weight_zero_point: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Input and weight less their zero points, in a type whose sums of products are exact."""
     terms = weight[0].numel()
     largest = quant.largest_product_sum(tensor(op.x).quant, tensor(op.weight).quant, terms)
     dtype = torch.float32 if largest < EXACT_FLOAT32 else torch.float64
     x = x.to(dtype)
     if zero_point is not None:
         x = x - zero_point.to(dtype)
-    return x, weight.to(dtype)
+    weight = weight.to(dtype)
+    if weight_zero_point is not None:
+        element, shape = tensor(op.weight).quant, tuple(weight.shape)
+        weight = weight - expand_groups(weight_zero_point.to(dtype), element, shape)
+    return x, weight
 
 
 @EVAL.register(quant.Linear)
@@ -118,17 +127,32 @@ def _linear(
     x: Tensor,
     weight: Tensor,
     x_zero_point: Tensor | None,
+    weight_zero_point: Tensor | None,
 ) -> Tensor:
-    x, weight = _exact(op, x, weight, x_zero_point)
-    return torch.nn.functional.linear(x, weight)
+    x, weight = _exact(op, x, weight, x_zero_point, weight_zero_point)
+    group = tensor(op.weight).quant.group
+    if group is None:
+        return torch.nn.functional.linear(x, weight)
+    short = -weight.shape[1] % group
+    x = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, group))
+    weight = torch.nn.functional.pad(weight, (0, short)).unflatten(-1, (-1, group))
+    # [..., groups, 1, group] x [groups, group, N], so that no product of all pairs is held.
+    made = x.unsqueeze(-2) @ weight.permute(1, 2, 0)
+    return made.squeeze(-2).transpose(-1, -2)
 
 
 @EVAL.register(quant.Conv)
 def _conv(
-    op: quant.Conv, ctx: EvalContext, *, x: Tensor, weight: Tensor, x_zero_point: Tensor | None
+    op: quant.Conv,
+    ctx: EvalContext,
+    *,
+    x: Tensor,
+    weight: Tensor,
+    x_zero_point: Tensor | None,
+    weight_zero_point: Tensor | None,
 ) -> Tensor:
     # Codes are shifted by the zero point first, so zero padding is padding with the zero point.
-    x, weight = _exact(op, x, weight, x_zero_point)
+    x, weight = _exact(op, x, weight, x_zero_point, weight_zero_point)
     return convolve(x, weight, None, op.stride, op.padding, op.dilation, op.groups)
 
 
@@ -149,6 +173,16 @@ def _matmul(
         wide = codes.to(dtype)
         factors.append(wide if zero is None else wide - zero.to(dtype))
     return factors[0] @ factors[1]
+
+
+@EVAL.register(quant.RescaleGroups)
+def _rescale_groups(
+    op: quant.RescaleGroups, ctx: EvalContext, *, acc: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    made = (acc.to(torch.float64) * scale.to(torch.float64)).sum(-1)
+    if bias is not None:
+        made = made + bias.to(torch.float64)
+    return made.to(scale.dtype)
 
 
 @EVAL.register(quant.Rescale)
