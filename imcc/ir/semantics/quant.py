@@ -133,9 +133,9 @@ def _linear(
     group = tensor(op.weight).quant.group
     if group is None:
         return torch.nn.functional.linear(x, weight)
-    short = -weight.shape[1] % group
-    x = torch.nn.functional.pad(x, (0, short)).unflatten(-1, (-1, group))
-    weight = torch.nn.functional.pad(weight, (0, short)).unflatten(-1, (-1, group))
+    runs, short = -(-weight.shape[1] // group), -weight.shape[1] % group
+    x = torch.nn.functional.pad(x, (0, short)).reshape(*x.shape[:-1], runs, group)
+    weight = torch.nn.functional.pad(weight, (0, short)).reshape(len(weight), runs, group)
     # [..., groups, 1, group] x [groups, group, N], so that no product of all pairs is held.
     made = x.unsqueeze(-2) @ weight.permute(1, 2, 0)
     return made.squeeze(-2).transpose(-1, -2)
