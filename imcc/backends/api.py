@@ -161,6 +161,14 @@ class Backend(ABC):
         """
         return module
 
+    def smallest_conductance(self, target: Target) -> float | None:
+        """``g_min / g_max`` of the cells that matrices of run time are written into, if any are."""
+        return None
+
+    def written_noise(self, target: Target) -> dict[str, Any]:
+        """What says how noisy such matrices are: mapping, bounds and model beside every sigma."""
+        return {}
+
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """Levels of write noise worth comparing, each with the target that has it; may be none."""
         return []

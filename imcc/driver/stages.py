@@ -16,6 +16,7 @@ from imcc.driver.evaluation import CheckAccuracy, Evaluated, evaluate_accuracy
 from imcc.driver.options import CompileOptions
 from imcc.driver.phase_folder import Dump, PhaseFolder
 from imcc.driver.signature import Signature
+from imcc.driver.simulation import Simulations
 from imcc.driver.test_set import TestSet
 from imcc.ir import codes
 from imcc.ir.cost import SCHEMA_VERSION, CostRecord
@@ -105,6 +106,7 @@ def finish(
         timing=timing,
     )
     context.estimator = Estimates(context)
+    context.simulator = Simulations(context)
     recorder = HistoryRecorder(module)
     watching: list[Instrument] = [recorder, *options.instruments]
     folder: PhaseFolder | None = None

@@ -87,6 +87,31 @@ class CrossbarBackend(Backend):
                 rewriter.set_attributes(op, adc_bits=32, adc_step=1.0)
         return made
 
+    def smallest_conductance(self, target: Target) -> float | None:
+        """``1 / on_off_ratio`` of the cells that are written at run time."""
+        from imcc.backends.crossbar.target import CrossbarTarget
+
+        if not isinstance(target, CrossbarTarget):
+            return None
+        return 1 / target.dynamic.keys.device.on_off_ratio
+
+    def written_noise(self, target: Target) -> dict[str, Any]:
+        """The write-noise model with its parameters, the mapping, and the range of conductances."""
+        from imcc.backends.crossbar.target import CrossbarTarget
+
+        if not isinstance(target, CrossbarTarget):
+            return {}
+        data = target.dynamic.data
+        noise = dict(data["device"]["write_noise"])
+        return {
+            **noise,
+            "bounds": "[0, g_max]" if noise.get("bounded") else "[0, inf)",
+            "mapping": data["array"]["encoding"],
+            "cell_bits": data["array"]["cell_bits"],
+            "on_off_ratio": data["device"]["on_off_ratio"],
+            "matrices": target.keys.dynamic.matrices,
+        }
+
     def write_noise_sweep(self, target: Target) -> list[tuple[float, Target]]:
         """No write noise, then once, twice and four times the target's; none if it has none."""
         held = target.data["device"]["write_noise"].get("sigma_fraction", 0.0)

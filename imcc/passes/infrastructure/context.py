@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Estimator = Callable[[Function, Any, str], "CostRecord"]
 Legality = Callable[[Op, Any], "str | None"]
+Simulator = Callable[[Module, "ResourceStore", Sequence[tuple[Any, ...]], int], list[Any]]
 
 
 NO_CALIBRATION = "this run has no calibration data"
@@ -39,8 +40,9 @@ class PassContext:
     """Everything a pass may use besides the module.
 
     ``resources`` holds weights (None: structure only). ``target`` and ``backend`` are the chosen
-    hardware. ``calibration`` is a list of input tuples. ``estimator`` and ``legality`` answer
-    :meth:`estimate` and :meth:`legal`. ``progress(done, total, what)`` reports long work.
+    hardware. ``calibration`` is a list of input tuples. ``estimator``, ``legality`` and
+    ``simulator`` answer :meth:`estimate`, :meth:`legal` and :meth:`simulate`.
+    ``progress(done, total, what)`` reports long work.
     ``measurements`` collects what passes measured, as rows by pass name, for reports.
     ``timing`` takes spans of a pass's own steps. A pass that draws at random starts from ``seed``
     anew, so that its draws do not depend on which passes ran before it.
@@ -55,6 +57,7 @@ class PassContext:
     progress: Progress = no_progress
     estimator: Estimator | None = None
     legality: Legality | None = None
+    simulator: Simulator | None = None
     warnings: list[Any] = field(default_factory=list)
     measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
@@ -96,3 +99,22 @@ class PassContext:
         if self.legality is None:
             raise error(codes.PASS_REQUIRES, "this run has no target to ask for legality")
         return self.legality(op, target if target is not None else self.target)
+
+    def simulate(
+        self,
+        module: Module,
+        resources: ResourceStore,
+        batches: Sequence[tuple[Any, ...]],
+        trials: int,
+    ) -> list[Any]:
+        """Noisy outputs of a program of phase ``optimized``: a list ``[R, ...]`` for each batch.
+
+        The module is cloned and mapped by the target's default pipeline, calibrated on ``batches``.
+        """
+        if self.simulator is None:
+            raise error(
+                codes.PASS_REQUIRES,
+                "this run has no target to simulate",
+                help="give one with --target",
+            )
+        return self.simulator(module, resources, batches, trials)

@@ -1,0 +1,180 @@
+"""Choosing alpha and beta for a target's write noise, on calibration data.
+
+Candidates are tried one after another for each *unit*, the attention or the whole network that gets
+one pair: first no clipping, then smaller and smaller limits, larger subtractions at the best
+limit, then limits between the best one and its neighbours. A unit's next candidate depends on its
+own scores only, so one simulation scores a candidate of every unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
+from imcc.passes.clipping.transform import Clip
+
+BETAS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+ALPHAS = (2.0, 4.0, 8.0, 16.0)
+FINEST = 1.03
+"""Limits closer than this factor are not told apart."""
+
+Candidate = Clip | None
+"""A pair, or None: no clipping."""
+Score = Callable[[Sequence[Candidate]], Sequence[float]]
+"""Errors of one candidate for each unit; smaller is better."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidate of a unit, its error, and that without clipping."""
+
+    clip: Candidate
+    error: float
+    unclipped: float
+    tried: int
+
+
+def search(
+    units: int,
+    score: Score,
+    *,
+    budget: int,
+    g_min: float,
+    alpha: float | None = None,
+    beta: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Found]:
+    """The best candidate of each unit within ``budget`` simulations.
+
+    ``alpha`` or ``beta`` may be given, then only the other one is sought.
+    """
+    plans = [_plan(g_min, alpha, beta) for _ in range(units)]
+    asked: list[Candidate] = [next(plan) for plan in plans]
+    scores: list[dict[Candidate, float]] = [{} for _ in plans]
+    for number in range(budget):
+        progress(number, budget)
+        made = score(asked)
+        open_ = False
+        for unit, plan in enumerate(plans):
+            value = made[unit] if math.isfinite(made[unit]) else math.inf
+            scores[unit].setdefault(asked[unit], value)
+            try:
+                # A unit that is done repeats its best while others go on.
+                asked[unit] = plan.send(value)
+                open_ = True
+            except StopIteration:
+                asked[unit] = min(scores[unit], key=lambda item: scores[unit][item])
+                plans[unit] = _done(asked[unit])
+                next(plans[unit])
+        if not open_:
+            break
+    progress(budget, budget)
+    found = []
+    for held in scores:
+        best = min(held, key=lambda item: held[item])
+        found.append(Found(best, held[best], held[None], len(held)))
+    return found
+
+
+def _done(best: Candidate) -> Generator[Candidate, float, None]:
+    """Nothing more to try."""
+    yield best
+
+
+def _plan(
+    g_min: float, alpha: float | None, beta: float | None
+) -> Generator[Candidate, float, None]:
+    """Candidates of one unit; each is answered by its error."""
+    yield None
+    scores: dict[tuple[float, float], float] = {}
+
+    def ask(a: float, b: float) -> Generator[Candidate, float, None]:
+        if (a, b) not in scores:
+            scores[a, b] = yield Clip(a, b)
+
+    def best() -> tuple[float, float]:
+        return min(scores, key=lambda item: scores[item])
+
+    limits = [b for b in BETAS if b > 2 * g_min] if beta is None else [beta]
+    for limit in limits or [1.0]:
+        yield from ask(alpha or 1.0, limit)
+    if alpha is None:
+        limit = best()[1]
+        for a in ALPHAS:
+            if a * g_min / (1 - g_min) > 0.5:
+                break
+            yield from ask(a, limit)
+            if best()[0] != a:
+                break
+    while beta is None:
+        a, limit = best()
+        known = sorted({b for _, b in scores} | {1.0})
+        place = known.index(limit)
+        sides = [known[i] for i in (place - 1, place + 1) if 0 <= i < len(known)]
+        apart = [side for side in sides if max(limit, side) / min(limit, side) > FINEST**2]
+        tries = [math.sqrt(limit * side) for side in apart]
+        tries = [b for b in tries if (a, b) not in scores]
+        if not tries:
+            return
+        for b in tries:
+            yield from ask(a, b)
+
+
+class ScoreCache:
+    """A folder of scores, one JSON file for each simulation; stopped searches go on from it.
+
+    ``identity`` is a text of everything that scores depend on besides the candidates; files are
+    named by its hash and theirs.
+    """
+
+    def __init__(self, folder: str | None, identity: Mapping[str, object]) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self.identity = json.dumps(identity, sort_keys=True)
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as wrong:
+                raise error(codes.OUTPUT, f"cache folder {folder}: {wrong}") from None
+
+    def around(self, score: Score) -> Score:
+        """``score``, which looks up what is known and keeps what is new."""
+        folder = self.folder
+        if folder is None:
+            return score
+
+        def cached(asked: Sequence[Candidate]) -> Sequence[float]:
+            named = [None if item is None else [item.alpha, item.beta] for item in asked]
+            digest = hashlib.sha256((self.identity + json.dumps(named)).encode()).hexdigest()
+            path = folder / f"{digest}.json"
+            if path.exists():
+                return _read(path, len(asked))
+            made = list(score(asked))
+            beside = path.with_suffix(f".{os.getpid()}.part")
+            try:
+                beside.write_text(json.dumps({"candidates": named, "errors": made}))
+                beside.replace(path)
+            except OSError as wrong:
+                raise error(codes.OUTPUT, f"cache {path}: {wrong}") from None
+            return made
+
+        return cached
+
+
+def _read(path: Path, count: int) -> list[float]:
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))["errors"]
+        made = [float(item) for item in held]
+    except (OSError, ValueError, TypeError, KeyError) as wrong:
+        raise error(
+            codes.ARTIFACT, f"cache {path} cannot be read: {wrong}", help="delete the file"
+        ) from None
+    if len(made) != count:
+        raise error(codes.ARTIFACT, f"cache {path} is damaged", help="delete the file")
+    return made
