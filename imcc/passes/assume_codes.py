@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 from imcc.ir.dialects import core, nn, quant
 from imcc.ir.dialects.core import tensor
@@ -20,8 +21,10 @@ class AssumeCodes(Pass):
 
     Each ``nn.linear`` and ``nn.conv`` with a constant weight becomes ``quant.quantize``, an integer
     product with signed codes per output channel, and ``quant.rescale``; codes, scales and zero
-    points are resources without data. The program can be mapped and costed, since costs rest on
-    shapes and assumed activity, but not run. It stands in for ``calibrate-activations``,
+    points are resources without data. With ``matmul="symmetric"`` so do products of two activations
+    (``calibrate-activations{matmul="symmetric"}``): their operands get codes of one scale, unsigned
+    for what a softmax gives, signed for all else. The program can be mapped and costed, since costs
+    rest on shapes and assumed activity, but not run. It stands in for ``calibrate-activations``,
     ``quantize-weights`` and ``integer-arithmetic`` where a model has no weights (meta device).
     """
 
@@ -31,6 +34,9 @@ class AssumeCodes(Pass):
 
     weight_bits: int = option(default=8, minimum=2, maximum=8, unit="bit", doc="bits of a weight")
     input_bits: int = option(default=8, minimum=2, maximum=16, unit="bit", doc="bits of an input")
+    matmul: Literal["float", "symmetric"] = option(
+        default="float", doc="products of two activations: left as they are, or of codes"
+    )
 
     def run(self, module: Module, context: PassContext) -> None:
         """Rewrite every product; inputs read by several are quantised once."""
@@ -40,6 +46,8 @@ class AssumeCodes(Pass):
             for op in list(function.ops):
                 if isinstance(op, nn.Linear | nn.Conv):
                     self._rewrite(op, rewriter, coded)
+                elif isinstance(op, nn.Matmul) and self.matmul != "float":
+                    self._rewrite_matmul(op, rewriter)
 
     def _rewrite(
         self,
@@ -48,20 +56,12 @@ class AssumeCodes(Pass):
         coded: dict[Value, tuple[Value, Value]],
     ) -> None:
         source = op.weight.owner
+        new: list[Op] = []
+        absent = partial(_absent, rewriter, new)
         if not isinstance(source, core.Constant):
             rewriter.refuse(op, "the weight is computed at run time")
             return
         kind = tensor(op.weight)
-        new: list[Op] = []
-
-        def absent(name: str, shape: tuple[int, ...], element: Element) -> Value:
-            resource = Resource(name, TensorType(shape, element))
-            if name not in rewriter.module.resources:
-                rewriter.add_resource(resource)
-            made = core.Constant.of(resource.name, resource.type)
-            new.append(made)
-            return made.y
-
         if op.x not in coded:
             base = f"{op.scope or op.x.name}.input"
             scale = absent(f"{base}.scale", (), kind.element)
@@ -93,3 +93,48 @@ class AssumeCodes(Pass):
             axis = -1 - len(op.stride)
         rescale = quant.Rescale(acc=product.y, scale=factors, bias=op.bias, axis=axis)
         rewriter.replace(op, [*new, product, rescale], rescale.y)
+
+    def _rewrite_matmul(self, op: nn.Matmul, rewriter: Rewriter) -> None:
+        if tensor(op.b).batch_axis is None:
+            rewriter.refuse(op, "the right operand is the same for all samples")
+            return
+        new: list[Op] = []
+        made: list[Value] = []
+        for name, value in (("a", op.a), ("b", op.b)):
+            scale = _absent(
+                rewriter,
+                new,
+                f"{op.scope or 'matmul'}.{value.name}.scale",
+                (),
+                tensor(value).element,
+            )
+            signed = not (name == "a" and _never_negative(value))
+            coded = quant.Quantize(x=value, scale=scale, bits=self.input_bits, signed=signed)
+            new.append(coded)
+            made.append(coded.y)
+        factor = _absent(
+            rewriter, new, f"{op.scope or 'matmul'}.{op.y.name}.rescale", (), tensor(op.y).element
+        )
+        product = quant.Matmul(a=made[0], b=made[1])
+        rescale = quant.Rescale(acc=product.y, scale=factor)
+        rewriter.replace(op, [*new, product, rescale], rescale.y)
+
+
+def _absent(
+    rewriter: Rewriter, new: list[Op], name: str, shape: tuple[int, ...], element: Element
+) -> Value:
+    """A constant without data, appended to ``new``."""
+    resource = Resource(name, TensorType(shape, element))
+    if name not in rewriter.module.resources:
+        rewriter.add_resource(resource)
+    made = core.Constant.of(resource.name, resource.type)
+    new.append(made)
+    return made.y
+
+
+def _never_negative(value: Value) -> bool:
+    """Whether a softmax gives ``value``, moved and masked at most."""
+    op = value.owner
+    while isinstance(op, core.Reshape | core.Permute | core.Where):
+        op = op.a.owner if isinstance(op, core.Where) else op.x.owner
+    return isinstance(op, nn.Softmax)

@@ -48,9 +48,11 @@ class CrossbarBackend(Backend):
 
     def cost_pipeline(self, target: Target) -> str:
         """Codes of 8 bits without numbers in place of quantisation: costs rest on shapes."""
+        written = target.data["dynamic"]["matrices"] == "crossbar"
+        products = '{matmul="symmetric"}' if written else ""
         return (
-            "canonicalize, fold-batch-norm, decompose-attention, dead-code, assume-codes, "
-            "dead-code, map-crossbars, place, schedule"
+            "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
+            f"assume-codes{products}, dead-code, map-crossbars, place, schedule"
         )
 
     def cost(
