@@ -214,17 +214,20 @@ def _lif(
     gradients: Sequence[Value | None],
     wanted: Set[str],
 ) -> Gradients:
-    dy, membrane = gradients
-    if membrane is not None or dy is None or wanted != {"x"}:
+    dy, dv = gradients
+    if wanted != {"x"}:
         raise DiagnosticError(
             op.diagnostic(
                 codes.NO_RULE,
-                "gradients pass from a neuron's spikes to its input, not through its membrane, "
-                "start or parameters",
-                help="read the spikes of the last layer, and keep parameters constant",
+                "gradients pass from a neuron's spikes and membrane to its input, not to its start "
+                "or its parameters",
+                help="keep the neuron's parameters constant",
             )
         )
-    spec = type(op).spec()
-    given = {item.name: op.__dict__[item.name] for item in spec.operands}
-    given.update(op.attributes)
-    return {"x": emit(learn.NeuronGradient(dy=dy, **given)).result}
+    return {"x": emit(learn.NeuronGradient(dy=dy, dv=dv, **_fields(op))).result}
+
+
+def _fields(op: Op) -> dict[str, Any]:
+    """Operands and attributes of an op by name."""
+    given = {item.name: op.__dict__[item.name] for item in type(op).spec().operands}
+    return {**given, **op.attributes}

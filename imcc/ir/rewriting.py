@@ -217,6 +217,14 @@ class Rewriter:
         self._module_change("argument", function.name, f"%{value.name}: {value_type}")
         return value
 
+    def remove_argument(self, function: Function, value: Value) -> None:
+        """Take away an argument that nothing uses; raises ``ValueError`` if something does."""
+        if value.users:
+            raise ValueError(f"cannot remove %{value.name}: it is used")
+        index = function.arguments.index(value)
+        del function.arguments[index], function.argument_states[index]
+        self._module_change("argument", function.name, f"removed %{value.name}")
+
     def set_results(self, function: Function, results: Iterable[FunctionResult]) -> None:
         """Declare the results of a function anew."""
         function.results = list(results)
@@ -246,6 +254,11 @@ class Rewriter:
         """Declare a state."""
         self._module_change("state", "", f"@{state.name} : {state.type}")
         return self.module.add_state(state)
+
+    def remove_state(self, name: str) -> None:
+        """Drop a state that no function takes or gives."""
+        del self.module.states[name]
+        self._module_change("state", "", f"removed @{name}")
 
     def set_phase(self, phase: str) -> None:
         """Move the module to a phase; the verifier checks that it may stand there."""

@@ -12,6 +12,7 @@ from imcc.ir.module import Function, Module
 from imcc.ir.ops import Op, Value
 from imcc.ir.rewriting import Rewriter
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
+from imcc.passes.learning.adapting import error_values, is_held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,9 @@ class CalibrateActivations(Pass):
     before it is computed (unsigned ones still stand for what is never negative). A product whose
     right operand is the same for all samples is left alone.
 
-    A linear op whose weight is not a constant is left alone, and so is what is quantised already.
+    A linear op whose weight is neither a constant nor state that adapts is left alone, and so is
+    what is quantised already, and what is computed from an output error: calibration data has no
+    labels.
     """
 
     name: ClassVar[str] = "calibrate-activations"
@@ -77,10 +80,11 @@ class CalibrateActivations(Pass):
 
     def _inputs(self, function: Function, rewriter: Rewriter) -> Readings:
         found: Readings = {}
+        errors = error_values(function)
         for op in function.ops:
             for name, scheme in self._operands(op, rewriter):
                 value: Value = getattr(op, name)
-                if isinstance(value.owner, quant.Dequantize):
+                if isinstance(value.owner, quant.Dequantize) or value in errors:
                     continue
                 if core.tensor(value).element != "f32":
                     raise DiagnosticError(
@@ -95,7 +99,7 @@ class CalibrateActivations(Pass):
 
     def _operands(self, op: Op, rewriter: Rewriter) -> tuple[tuple[str, str], ...]:
         """Operands of an op that get codes, each with its scheme."""
-        if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, core.Constant):
+        if isinstance(op, (nn.Linear, nn.Conv)) and is_held(op, op.weight):
             return (("x", self.scheme),)
         if not isinstance(op, nn.Matmul) or self.matmul == "float":
             return ()
@@ -135,7 +139,13 @@ class CalibrateActivations(Pass):
                 for value, tensor in zip(function.inputs, batch, strict=False):
                     if value in seen:
                         look(value, tensor)
-                evaluate_function(function, batch, resources=context.weights(), observer=observer)
+                evaluate_function(
+                    function,
+                    batch,
+                    resources=context.weights(),
+                    observer=observer,
+                    partial=bool(error_values(function)),
+                )
         if self.range == "percentile":
             for value, parts in seen.items():
                 flat = torch.cat(parts).float()

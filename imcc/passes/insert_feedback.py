@@ -35,10 +35,16 @@ class InsertFeedback(Pass):
       later one and no weight is read transposed (Nokland, NeurIPS 2016; for spiking networks on
       RRAM: Bhattacharjee et al., arXiv 2502.06736). B projects to all elements of the input and
       is repeated over time steps.
-    - ``dfa-shared``: as ``dfa``, each B being the first rows of one matrix.
+    - ``dfa-shared``: as ``dfa``, each B being the first rows of one matrix, which is read once.
 
     Elements of B are normal with deviation ``feedback_scale / sqrt(outputs)``, drawn from the
     run's seed. Each adapted weight is updated by ``w - learning_rate * dw`` (``learn.update``).
+
+    A neuron passes its gradient on by the surrogate that it declares: ``through_time`` as
+    back-propagation through its time steps does, ``local`` each step for itself,
+    ``dy[t] phi'(u[t])``, which needs no history of the membrane. ``auto`` is the form in which the
+    rule is written: through time for ``bp``, local for direct feedback.
+
     ``@inference`` computes what it did, from states that start as the weights.
     """
 
@@ -58,6 +64,9 @@ class InsertFeedback(Pass):
     )
     feedback_scale: float = option(
         default=1.0, minimum=0.0, doc="deviation of B e relative to that of e"
+    )
+    neurons: Literal["auto", "through_time", "local"] = option(
+        default="auto", doc="how gradients pass spiking neurons"
     )
 
     def run(self, module: Module, context: PassContext) -> None:
@@ -140,6 +149,8 @@ class _Backward:
         self.gradients: dict[Value, Value] = {}
         self.error: Value | None = None
         self.shared: Value | None = None
+        local = options.neurons == "local" or (options.neurons == "auto" and options.rule != "bp")
+        self.through_time = not local
         self.source: Op | None = None
 
     def run(self, labels: Value, parameters: dict[str, Value]) -> None:
@@ -189,6 +200,8 @@ class _Backward:
 
     def emit(self, op: Op) -> Op:
         """Append an op with the scope and place of the op that it is the adjoint of."""
+        if isinstance(op, learn.NeuronGradient):
+            op._set("through_time", self.through_time)
         if self.source is not None:
             op._set("scope", self.source.scope)
             op._set("loc", self.source.loc)
@@ -217,7 +230,10 @@ class _Backward:
             return
         leading, rest = self._layout(value)
         rows = math.prod(rest)
-        projected = self.emit(nn.Linear(x=self.error, weight=self._matrix(value, rows))).result
+        if self.shared is not None:
+            projected = self.emit(core.Slice(x=self.shared, axis=1, start=0, stop=rows)).result
+        else:
+            projected = self.emit(nn.Linear(x=self.error, weight=self._matrix(value, rows))).result
         shape: tuple[Dim, ...] = (tensor(projected).shape[0], *rest)
         made = self.emit(core.Reshape(x=projected, shape=shape)).result
         if leading:
@@ -246,19 +262,19 @@ class _Backward:
         return shape[:place], tuple(int(str(size)) for size in shape[place + 1 :])
 
     def _matrix(self, value: Value, rows: int) -> Value:
-        if self.shared is not None:
-            return self.emit(core.Slice(x=self.shared, axis=0, start=0, stop=rows)).result
         name = (self.source.scope if self.source is not None else "") or value.name
         return self._draw(f"{name}.feedback", rows)
 
     def _share(self, forward: list[Op], depends: set[Value]) -> None:
+        """Project the error once, to the size of the largest layer; the others take a part."""
         sizes = [
             math.prod(self._layout(op.x)[1])
             for op in forward
             if isinstance(op, MATRIX_OPS) and op.x in depends
         ]
-        if sizes:
-            self.shared = self._draw("feedback", max(sizes))
+        if sizes and self.error is not None:
+            drawn = self._draw("feedback", max(sizes))
+            self.shared = self.emit(nn.Linear(x=self.error, weight=drawn)).result
 
     def _draw(self, name: str, rows: int) -> Value:
         import hashlib

@@ -11,6 +11,7 @@ from imcc.ir.module import Module
 from imcc.ir.ops import Value
 from imcc.ir.types import SpikesType
 from imcc.passes.infrastructure import Exact, Pass, PassContext
+from imcc.passes.learning.adapting import is_held
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class QuantizeSpikes(Pass):
         for op in list(module.walk()):
             if not isinstance(op, (nn.Linear, nn.Conv)) or not is_binary(op.x):
                 continue
-            if not isinstance(op.weight.owner, Constant):
+            if not is_held(op, op.weight):
                 rewriter.refuse(op, "the weight is computed at run time")
                 continue
             if op.x not in made:

@@ -258,13 +258,14 @@ def test_surrogate_gradients_through_time_are_torchs():
         assert torch.allclose(found[name], weight.detach() - RATE * weight.grad, atol=1e-12)
 
 
-def test_feedback_is_repeated_over_time_steps():
+@pytest.mark.parametrize("neurons, local", [("auto", True), ("through_time", False)])
+def test_feedback_is_repeated_over_time_steps(neurons, local):
     module, store = spiking(1)
     x = torch.randn(6, 4, 8, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 1])
     run_pipeline(
         module,
-        parse_pipeline(f"insert-feedback{{learning_rate={RATE}}}"),
+        parse_pipeline(f'insert-feedback{{learning_rate={RATE} neurons="{neurons}"}}'),
         PassContext(resources=store),
     )
     found = step(module, store, x, labels).states["one.weight"]
@@ -276,6 +277,15 @@ def test_feedback_is_repeated_over_time_steps():
     spikes = run_neuron(lif, u, **none)[0]
     outputs = evaluate_function(module.function(), (x,), resources=store).outputs[0]
     e = (torch.softmax(outputs, -1) - functional.one_hot(labels, 3)) / 4
-    (delta,) = torch.autograd.grad(spikes, u, (e @ store.get("two.feedback").T).expand(6, 4, 16))
+    fed = (e @ store.get("two.feedback").T).expand(6, 4, 16)
+    if local:
+        # The rule as it is written: delta[t] = (B e) phi'(u[t]), of the membrane that fires.
+        h, v = torch.zeros(6, 4, 16, dtype=torch.float64), torch.zeros(4, 16, dtype=torch.float64)
+        for t in range(6):
+            h[t] = 0.75 * v + u[t].detach()
+            v = h[t] - 0.5 * (h[t] >= 0.5).double()
+        delta = fed * (1 - (h - 0.5).abs()).clamp_min(0)
+    else:
+        (delta,) = torch.autograd.grad(spikes, u, fed)
     wanted = store.get("one.weight") - RATE * torch.einsum("tbn,tbk->nk", delta, x)
     assert torch.allclose(found, wanted, atol=1e-12)

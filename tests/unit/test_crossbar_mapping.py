@@ -261,6 +261,8 @@ def test_every_legal_op_has_a_cost_rule():
 
     BACKEND.load_rules()
     mapped = {"quant.linear", "quant.conv", "nn.linear", "nn.conv", "nn.attention"}
+    mapped |= {f"learn.{name}_input_gradient" for name in ("linear", "conv")}
+    mapped |= {"learn.transposed_product"}
     for name in LEGAL.ops("crossbar"):
         assert name in mapped or COST.find(name, "crossbar") is not None, name
 

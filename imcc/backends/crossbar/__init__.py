@@ -7,14 +7,18 @@ place and schedule, ``simulate`` computes what the hardware computes, ``cost`` c
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from imcc.backends.api import Activity, Backend, Target
+from imcc.backends.api import Activity, Backend, Target, Wear
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from imcc.ir.cost import CostRecord, Placement
     from imcc.ir.module import Module
     from imcc.ir.ops import Op
+    from imcc.ir.types import Type
 
 
 class CrossbarBackend(Backend):
@@ -24,9 +28,12 @@ class CrossbarBackend(Backend):
     deploy_functions: ClassVar[tuple[str, ...]] = ("deploy",)
     rule_modules: ClassVar[tuple[str, ...]] = (
         "imcc.backends.crossbar.legality",
+        "imcc.backends.crossbar.learning_legality",
         "imcc.backends.crossbar.lowering",
+        "imcc.backends.crossbar.learning",
         "imcc.backends.crossbar.cost",
         "imcc.backends.crossbar.run_time_rules",
+        "imcc.backends.crossbar.learning_cost",
     )
 
     def load_target(self, name: str, data: dict[str, Any], origin: str) -> Target:
@@ -43,7 +50,8 @@ class CrossbarBackend(Backend):
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
             f"quantize-spikes, calibrate-activations{products}, quantize-weights, "
-            f"integer-arithmetic, dead-code, map-crossbars, {calibrated}place, schedule"
+            f"quantize-learning, integer-arithmetic, dead-code, map-crossbars, {calibrated}"
+            "place, schedule"
         )
 
     def cost_pipeline(self, target: Target) -> str:
@@ -76,6 +84,32 @@ class CrossbarBackend(Backend):
         from imcc.backends.crossbar.record import placement
 
         return placement(module, function, target)
+
+    def state_tensors(self, value: Any) -> dict[str, Tensor]:
+        """Codes, cells and wear of a matrix."""
+        from imcc.backends.crossbar.adaptation import matrix_tensors
+        from imcc.backends.crossbar.simulate import Matrix
+
+        return matrix_tensors(value) if isinstance(value, Matrix) else super().state_tensors(value)
+
+    def restore_state(self, kind: Type, tensors: Mapping[str, Tensor], target: Target) -> Any:
+        """A matrix for a type of matrices; raises ``ValueError`` for parts that do not fit it."""
+        from imcc.backends.crossbar.adaptation import matrix_from
+        from imcc.backends.crossbar.dialect import MatrixType
+
+        if isinstance(kind, MatrixType):
+            return matrix_from(kind, tensors)
+        return super().restore_state(kind, tensors, target)
+
+    def wear(self, value: Any, target: Target | None) -> Wear | None:
+        """Writes to the cells of a matrix since it was deployed."""
+        from imcc.backends.crossbar.adaptation import wear_of
+        from imcc.backends.crossbar.simulate import Matrix
+        from imcc.backends.crossbar.target import CrossbarTarget
+
+        if isinstance(value, Matrix) and isinstance(target, CrossbarTarget):
+            return wear_of(value, target)
+        return None
 
     def idealised(self, module: Module, target: Target) -> Module:
         """Converters as wide as an op can say, with a step of 1: they lose nothing."""

@@ -28,12 +28,14 @@ class Cells:
 
     ``levels`` ``[R, G, T, rows, C]`` are effective levels, ``constant`` ``[R, G, T, C]`` is what
     the offsets of row drivers add to every column sum, ``converter_offsets`` ``[R, G, T, C]`` those
-    of converters, in their steps.
+    of converters, in their steps. Where a matrix adapts, ``conductances`` ``[R, G, T, rows, C]``
+    keeps the cells as written, in units of g_max, without wires and drivers.
     """
 
     levels: Tensor
     constant: Tensor | None = None
     converter_offsets: Tensor | None = None
+    conductances: Tensor | None = None
 
 
 def program(
@@ -43,6 +45,8 @@ def program(
     draws: Draws,
     stream: str,
     written: Callable[[str, Sequence[int]], Tensor] | None = None,
+    *,
+    keep: bool = False,
 ) -> Cells:
     """Cells that hold the levels ``ideal`` ``[G, T, rows, C]``, drawn for each trial of ``draws``.
 
@@ -50,23 +54,62 @@ def program(
     too is drawn once for each trial.
 
     In this order: the device's deviation, the write, drift until the time of reading, stuck cells,
-    IR drop of the crossbars, errors of row drivers.
+    IR drop of the crossbars, errors of row drivers. ``keep`` keeps the conductances for updates.
     """
+    held = write(ideal, target, draws, stream, stream, written)
+    return effective(kind, ideal, held, target, draws, stream, keep=keep)
+
+
+def conductances_of(levels: Tensor, target: CrossbarTarget) -> Tensor:
+    """Conductances that levels stand for, in units of g_max."""
+    low = 1 / target.keys.device.on_off_ratio
+    return low + levels * ((1 - low) / (target.levels - 1))
+
+
+def write(
+    ideal: Tensor,
+    target: CrossbarTarget,
+    draws: Draws,
+    device: str,
+    stream: str,
+    written: Callable[[str, Sequence[int]], Tensor] | None = None,
+) -> Tensor:
+    """Conductances ``[R, ...]`` of cells after one write, drift, and faults.
+
+    ``device`` names the draws that stay with a cell, ``stream`` those of this write, which
+    ``written`` makes, as for :func:`program`.
+    """
+    shape = tuple(ideal.shape)
+    meant = conductances_of(ideal, target)
+    held = meant.expand(len(draws.trials), *shape)
+    written = written or draws.per_trial
+    writing, variation, drift = target.write_noise, target.variation, target.drift
+    if not variation.silent and not writing.verified:
+        held = variation.sample(held, draws.per_trial(f"{device}/device", shape))
+    if not writing.silent:
+        held = writing.sample(held, written(stream, shape))
+    if not drift.silent:
+        held = drift.sample(held, written(f"{stream}/drift", shape))
+    return stuck(held, target, draws, device)
+
+
+def effective(
+    kind: MatrixType,
+    ideal: Tensor,
+    held: Tensor,
+    target: CrossbarTarget,
+    draws: Draws,
+    stream: str,
+    *,
+    keep: bool = False,
+) -> Cells:
+    """Effective levels of cells with conductances ``held``, which are meant to be ``ideal``."""
     keys = target.keys
     low = 1 / keys.device.on_off_ratio
     step = (1 - low) / (target.levels - 1)
     shape = tuple(ideal.shape)
-    meant = (low + ideal * step).expand(len(draws.trials), *shape)
-    held = meant
-    written = written or draws.per_trial
-    write, variation, drift = target.write_noise, target.variation, target.drift
-    if not variation.silent and not write.verified:
-        held = variation.sample(held, draws.per_trial(f"{stream}/device", shape))
-    if not write.silent:
-        held = write.sample(held, written(stream, shape))
-    if not drift.silent:
-        held = drift.sample(held, written(f"{stream}/drift", shape))
-    held = _stuck(held, target, draws, stream, low)
+    meant = conductances_of(ideal, target)
+    kept = held if keep else None
     wires = keys.array.wires
     if wires.model != "none":
         conductances = held * keys.device.g_max_us
@@ -95,7 +138,8 @@ def program(
     offsets = None
     if keys.adc.offset_lsb:
         offsets = keys.adc.offset_lsb * _converters(kind, target, draws, stream, shape)
-    return Cells(on_grid(levels, _bound(ideal, target), FINEST_GRID), constant, offsets)
+    levels = on_grid(levels, _bound(ideal, target), FINEST_GRID)
+    return Cells(levels, constant, offsets, kept)
 
 
 def _bound(ideal: Tensor, target: CrossbarTarget) -> float:
@@ -121,8 +165,10 @@ def on_grid(values: Tensor, bound: float, finest: int = 0) -> Tensor:
     return torch.round(values * 2.0**bits) * 2.0**-bits
 
 
-def _stuck(held: Tensor, target: CrossbarTarget, draws: Draws, stream: str, low: float) -> Tensor:
+def stuck(held: Tensor, target: CrossbarTarget, draws: Draws, stream: str) -> Tensor:
+    """Conductances with those of faulty cells in their place."""
     faults = target.keys.device.stuck
+    low = 1 / target.keys.device.on_off_ratio
     if not faults.off_fraction and not faults.on_fraction:
         return held
     if faults.map_seed is not None:

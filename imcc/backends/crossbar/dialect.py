@@ -573,3 +573,7 @@ def _phase(op: Op, phase: str) -> str | None:
         return None
     missing = [name for name in needed if name not in op.annotations]
     return f"{op.name} lacks {', '.join(missing)}" if missing else None
+
+
+# Ops for weights that adapt have a file of their own, which needs the types above.
+import imcc.backends.crossbar.learning_ops  # noqa: E402, F401

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from imcc.backends.crossbar.dialect import slices_of
+from imcc.backends.crossbar.lowering import coded_state
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.dialects import core, nn, quant, snn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Monomial
 from imcc.ir.ops import Op
 from imcc.ir.rules import LEGAL
+from imcc.passes.learning.adapting import state_of
 
 QUANTISE_FIRST = (
     "run calibrate-activations, quantize-weights and integer-arithmetic before map-crossbars; "
@@ -80,7 +82,7 @@ def _attention(op: nn.Attention, target: CrossbarTarget) -> str | None:
 
 @LEGAL.register(nn.Linear, nn.Conv, backend="crossbar")
 def _float(op: nn.Linear | nn.Conv, target: CrossbarTarget) -> str | None:
-    if not _constant(op.weight.owner):
+    if not _constant(op.weight.owner) and not state_of(op, op.weight):
         return "the weight is computed at run time; crossbars hold constant weights only"
     return "crossbars hold integer codes, this product is in floating point"
 
@@ -88,7 +90,7 @@ def _float(op: nn.Linear | nn.Conv, target: CrossbarTarget) -> str | None:
 @LEGAL.register(quant.Linear, quant.Conv, backend="crossbar")
 def _matrix(op: quant.Linear | quant.Conv, target: CrossbarTarget) -> str | None:
     x, weight = tensor(op.x), tensor(op.weight)
-    if not isinstance(op.weight.owner, core.Constant):
+    if not isinstance(op.weight.owner, core.Constant) and not coded_state(op, op.weight):
         return "the weight is computed at run time; crossbars hold constant weights only"
     fixed = op.parent.fixed_batch if op.parent is not None else None
     batch = Monomial(1, ("B",)) if fixed is None else fixed

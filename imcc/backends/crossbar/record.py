@@ -12,11 +12,10 @@ from imcc.backends.crossbar.dialect import (
     FIRST_CROSSBAR,
     FIRST_TILE,
     TILES,
-    Mvm,
-    Program,
     ReadMatrix,
     Write,
 )
+from imcc.backends.crossbar.learning_ops import MATRIX_OPS, matrix_of
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.ir import codes
@@ -127,9 +126,10 @@ def placement(module: Module, function: str, target: Target) -> Placement | None
     found: dict[tuple[int, int], PlacedMatrix] = {}
     states = module.function(function).value_states()
     for op in module.function(function).ops:
-        if isinstance(op, (Mvm, Program, Write, ReadMatrix)) and FIRST_CROSSBAR in op.annotations:
+        if isinstance(op, (*MATRIX_OPS, Write, ReadMatrix)) and FIRST_CROSSBAR in op.annotations:
             first, count = op.annotations[FIRST_CROSSBAR], op.annotations[CROSSBARS]
-            name = states.get(op.matrix, op.matrix.name)
+            matrix = matrix_of(op)
+            name = states.get(matrix, matrix.name)
             found.setdefault((first, count), PlacedMatrix(name, op.scope or op.name, first, count))
     if not found:
         return None

@@ -22,7 +22,7 @@ from imcc.backends.crossbar.simulate import (
     Matrix,
     _code_range,
     _Reader,
-    _target,
+    crossbar_target,
 )
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes as diagnostic_codes
@@ -70,7 +70,7 @@ def row_draws(draws: Draws, row: int) -> Draws:
 
 @EVAL.register(Write, backend="crossbar")
 def _write(op: Write, ctx: EvalContext, *, codes: Tensor) -> WrittenMatrices:
-    target = _target(op, ctx).dynamic
+    target = crossbar_target(op, ctx).dynamic
     kind = op.matrix.type
     if not isinstance(kind, RunTimeMatrixType):
         raise TypeError(f"{op.matrix!r} is no run-time matrix")

@@ -71,11 +71,16 @@ class Matrix:
     ``codes`` ``[G, N/G, K/G]`` are the weights as asked for, rows in the matrix' order. ``cells``
     are the levels as written; None while every cell holds exactly its level. ``monitors`` gather
     column sums by the stream of the op that reads; an op with a monitor bypasses its converters.
+    ``stream`` names the draws of its devices. Of a matrix that adapts, ``wear`` counts the writes
+    of each cell since it was deployed, ``updates`` the updates.
     """
 
     kind: MatrixType
     codes: Tensor
     cells: Cells | None = None
+    stream: str = ""
+    wear: Tensor | None = None
+    updates: int = 0
     monitors: dict[str, ColumnMonitor] = field(default_factory=dict)
     _ideal: Tensor | None = None
 
@@ -130,7 +135,8 @@ def levels(weights: Tensor, kind: MatrixType) -> Tensor:
     return runs(flat, kind).permute(0, 2, 3, 1).contiguous()
 
 
-def _target(op: Op, ctx: EvalContext) -> CrossbarTarget:
+def crossbar_target(op: Op, ctx: EvalContext) -> CrossbarTarget:
+    """The target that a rule runs on; a diagnostic if it is none of crossbars."""
     if not isinstance(ctx.target, CrossbarTarget):
         raise DiagnosticError(
             op.diagnostic(
@@ -144,16 +150,21 @@ def _target(op: Op, ctx: EvalContext) -> CrossbarTarget:
 
 @EVAL.register(Program, backend="crossbar")
 def _program(op: Program, ctx: EvalContext, *, codes: Tensor) -> Matrix:
-    target = _target(op, ctx)
+    target = crossbar_target(op, ctx)
     kind = cast("MatrixType", op.matrix.type)
+    made = Matrix(kind, arranged(codes, kind), stream=op.stream)
+    if ctx.draws is not None and not target.cells_are_exact:
+        keep = adapts(op)
+        made.cells = program(kind, made.ideal, target, ctx.draws, op.stream, keep=keep)
+    return made
+
+
+def arranged(codes: Tensor, kind: MatrixType) -> Tensor:
+    """Codes ``[N, ...]`` as ``[G, N/G, K/G]``, rows in the order of the matrix."""
     weights = codes.detach()
     if kind.row_order == "position":
         weights = weights.flatten(2).transpose(1, 2)
-    weights = weights.reshape(kind.groups, kind.group_columns, kind.group_rows)
-    made = Matrix(kind, weights)
-    if ctx.draws is not None and not target.cells_are_exact:
-        made.cells = program(kind, made.ideal, target, ctx.draws, op.stream)
-    return made
+    return weights.reshape(kind.groups, kind.group_columns, kind.group_rows)
 
 
 @EVAL.register(Mvm, backend="crossbar")
@@ -166,7 +177,7 @@ def _mvm(
     x_zero_point: Tensor | None,
     weight_zero_point: Tensor | None,
 ) -> Tensor:
-    target = _target(op, ctx)
+    target = crossbar_target(op, ctx)
     kind = matrix.kind
     zero = 0.0 if x_zero_point is None else float(x_zero_point)
     x = x.detach()
@@ -588,3 +599,7 @@ class _Reader:
         if self.monitor is not None:
             return made.double().round()
         return made if op.adc_step == 1.0 else made.to(torch.float64) * op.adc_step
+
+
+# The rules of weights that adapt have a file of their own, which needs what stands above.
+from imcc.backends.crossbar.adaptation import adapts  # noqa: E402

@@ -159,6 +159,9 @@ class Device(Keys):
     read_time_s: float = Field(
         default=0.0, ge=0, description="time from the end of programming to the reads, in seconds"
     )
+    endurance_cycles: float | None = Field(
+        default=None, gt=0, description="writes that a cell takes; absent: not limited"
+    )
     stuck: Stuck = Field(default=Stuck(), description="faulty cells")
     write_noise: NoiseKeys = Field(description="noise of writing; its model says which keys")
     variation: NoiseKeys = Field(description="spread from device to device, kept through writes")
@@ -246,6 +249,49 @@ class ActivityKeys(Keys):
     )
 
 
+class Learning(Keys):
+    """How weights adapt where they are."""
+
+    weights: Literal["digital", "cells"] = Field(
+        default="digital",
+        description="where the exact weight is kept: in a digital memory, from which cells are "
+        "written when a code changes, or in the cells alone, which are read back",
+    )
+    rounding: Literal["nearest", "stochastic"] = Field(
+        default="nearest", description="how an exact weight becomes a code"
+    )
+    write: Literal["program", "pulses"] = Field(
+        default="program",
+        description="a cell is programmed to its new level, or moves by a pulse for each level",
+    )
+    transposed: Literal["array", "copy"] = Field(
+        default="array",
+        description="back-propagation reads the weights from their columns, or from a copy of the "
+        "transposed matrix that is written with every update",
+    )
+    shared_converters: bool = Field(
+        default=False,
+        description="rows that are read from the columns use the converters of the columns, "
+        "through a multiplexer; else they have converters of their own",
+    )
+    update_density: float = Field(
+        default=1.0, ge=0, le=1, description="assumed share of cells that one update writes"
+    )
+    schedule: Literal["layer_parallel", "sequential"] = Field(
+        default="layer_parallel",
+        description="an op of an adaptation step starts when its operands and its unit are there, "
+        "or one after the other",
+    )
+    units: Literal["layer", "chip"] = Field(
+        default="layer",
+        description="gradients are computed beside the tiles of each layer, or by the vector unit",
+    )
+    lanes: int = Field(default=64, ge=1, description="32-bit lanes of a layer's gradient unit")
+    buffer_bytes: int = Field(
+        default=65536, ge=1, description="capacity of one buffer, whose area buffer_read gives"
+    )
+
+
 class CrossbarComponent(Component):
     """A component whose energy may depend on the resolution of the converters."""
 
@@ -313,6 +359,7 @@ class TargetKeys(Keys):
     digital: Digital = Field(description="vector unit and buffers")
     dynamic: Dynamic = Field(default=Dynamic(), description="matrices computed at run time")
     activity: ActivityKeys = Field(default=ActivityKeys(), description="assumed activity of data")
+    learning: Learning = Field(default=Learning(), description="weights that adapt")
     components: Components = Field(description="energy, area and leakage figures with sources")
 
     @model_validator(mode="after")

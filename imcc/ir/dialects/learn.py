@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Literal
 
 from imcc.ir.dialects.core import broadcast, tensor
+from imcc.ir.dialects.error_codes import Fold, QuantizeError, StochasticQuantize, TransposedProduct
 from imcc.ir.dialects.nn import Pool
 from imcc.ir.dialects.snn import Neuron
 from imcc.ir.dialects.windows import ConvolutionWindow
 from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import FLOATS, TensorType, Type
+
+__all__ = ["Fold", "QuantizeError", "StochasticQuantize", "TransposedProduct"]
 
 SEMANTICS = "imcc.ir.semantics.learn"
 
@@ -239,22 +242,38 @@ class NeuronGradient(Neuron, name="learn.lif_gradient"):
     """The gradient of ``snn.lif`` in its input, through time, with the neuron's surrogate.
 
     With the membrane equations of ``snn.lif``, ``dx`` is what back-propagation through the time
-    steps gives for the gradient ``dy`` of the spikes; the step function's derivative is the
-    surrogate's.
+    steps gives for the gradient ``dy`` of the spikes and ``dv`` of the membrane; the step
+    function's derivative is the surrogate's. With ``through_time = false`` each step is for
+    itself, ``dx[t] = dy[t] phi'(h[t]) dh[t]/dx[t]``: what one step did to later ones is left out.
     """
 
     example = (
         "%x: tensor<4xBx8xf32>, %dy: tensor<4xBx8xf32> => "
-        '%dx = learn.lif_gradient %x, %dy {leak = 0.5, surrogate = "triangle"} '
+        '%dx = learn.lif_gradient %x, dy=%dy {leak = 0.5, surrogate = "triangle"} '
         ": tensor<4xBx8xf32>"
     )
 
-    dy: Value = operand(TensorType, elements=FLOATS, doc="gradient of the spikes, [T, ...]")
+    through_time: bool = attribute(default=True, doc="whether gradients pass between time steps")
+    dy: Value | None = operand(
+        TensorType, elements=FLOATS, default=None, doc="gradient of the spikes, [T, ...]"
+    )
+    dv: Value | None = operand(
+        TensorType, elements=FLOATS, default=None, doc="gradient of the membrane, [T, ...]"
+    )
     dx: Value = result()
 
     def infer(self) -> Type:
         """The type of ``x``."""
-        return _same(self, self.dy, self.x)
+        for gradient in (self.dy, self.dv):
+            if gradient is not None:
+                _same(self, gradient, self.x)
+        return tensor(self.x)
+
+    def verify(self) -> None:
+        """As for the neuron, and there is a gradient."""
+        super().verify()
+        if self.dy is None and self.dv is None:
+            raise self.fail("needs the gradient of the spikes or of the membrane")
 
 
 class Update(Op, name="learn.update"):

@@ -65,28 +65,39 @@ def evaluate_function(
     draws: Draws | None = None,
     trials: int = 1,
     observer: Observer | None = None,
+    partial: bool = False,
 ) -> Evaluation:
     """Run ``function`` on ``inputs`` (its arguments that are not states, in order).
 
     Symbolic dimensions are bound from the inputs' shapes. States that the function takes come
     from ``states``, or else from the resource that they start from. ``observer`` is called after
-    each op with its results. Raises :class:`DiagnosticError` for inputs that do not fit, absent
-    weights and ops without a rule.
+    each op with its results. With ``partial`` the last inputs may be missing: what depends on them
+    is left out, and is None among the outputs. Raises :class:`DiagnosticError` for inputs that do
+    not fit, absent weights and ops without a rule.
     """
-    symbols = bind_symbols(function, inputs)
+    symbols = bind_symbols(function, inputs, partial=partial)
     context = EvalContext(_Sizes(symbols), resources, backend, target, draws, trials)
     known = dict(states or {})
     values: dict[Value, Any] = {}
     remaining = iter(inputs)
+    absent = set(function.inputs[len(inputs) :])
     for value, state in zip(function.arguments, function.argument_states, strict=True):
-        values[value] = (
-            next(remaining) if state is None else _state(function, state, known, resources)
-        )
+        if value not in absent:
+            values[value] = (
+                next(remaining) if state is None else _state(function, state, known, resources)
+            )
     last = function.terminator
     if last is None:
         raise error(codes.STRUCTURE, f"@{function.name} does not end in core.return")
-    body = [op for op in function.ops if op is not last]
-    evaluate_ops(body, values, context, keep=set(last.operands), observer=observer)
+    body = []
+    for op in function.ops:
+        if any(value in absent for value in op.operands):
+            absent.update(op.results)
+        elif op is not last:
+            body.append(op)
+    kept = set(last.operands) - absent
+    evaluate_ops(body, values, context, keep=kept, observer=observer)
+    values.update((value, None) for value in absent)
     return _finish(function, last, values, known)
 
 
@@ -166,9 +177,16 @@ class _Sizes(dict[str, int]):
         )
 
 
-def bind_symbols(function: Function, inputs: Sequence[Any]) -> dict[str, int]:
-    """Sizes of symbolic dimensions in a call; raises a diagnostic for inputs that do not fit."""
+def bind_symbols(
+    function: Function, inputs: Sequence[Any], *, partial: bool = False
+) -> dict[str, int]:
+    """Sizes of symbolic dimensions in a call; raises a diagnostic for inputs that do not fit.
+
+    With ``partial`` the last inputs may be missing.
+    """
     wanted = function.inputs
+    if partial:
+        wanted = wanted[: len(inputs)]
     if len(inputs) != len(wanted):
         names = ", ".join(f"%{value.name}" for value in wanted)
         raise error(
@@ -234,6 +252,6 @@ def _finish(
     for value, declared in zip(last.operands, function.results, strict=True):
         if declared.state is None:
             outputs.append(values[value])
-        else:
+        elif values[value] is not None:
             states[declared.state] = values[value]
     return Evaluation(outputs, states)

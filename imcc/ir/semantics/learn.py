@@ -1,4 +1,7 @@
-"""Rules of ``learn``. Gradients of windows and neurons are those of their neutral rules."""
+"""Rules of ``learn``. Gradients of windows and neurons are those of their neutral rules.
+
+Errors as integer codes are in ``error_codes``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.dialects import learn
 from imcc.ir.rules import EVAL
+from imcc.ir.semantics import error_codes as error_codes
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.nn import average_pool, convolve, largest_pool
 from imcc.ir.semantics.snn import run_neuron
@@ -117,10 +121,19 @@ def _neuron(
     gains: Tensor | None,
     rests: Tensor | None,
     thresholds: Tensor | None,
-    dy: Tensor,
+    dy: Tensor | None,
+    dv: Tensor | None,
 ) -> Tensor:
     given = {"start": start, "leaks": leaks, "gains": gains, "rests": rests}
-    return pull_back(lambda held: run_neuron(op, held, thresholds=thresholds, **given)[0], x, dy)
+
+    def run(held: Tensor) -> Tensor:
+        spikes, membranes = run_neuron(
+            op, held, thresholds=thresholds, through_time=op.through_time, **given
+        )
+        made = [y for y, gradient in ((spikes, dy), (membranes, dv)) if gradient is not None]
+        return torch.stack(made)
+
+    return pull_back(run, x, torch.stack([item for item in (dy, dv) if item is not None]))
 
 
 @EVAL.register(learn.Update)

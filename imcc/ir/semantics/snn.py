@@ -144,9 +144,19 @@ def _after(op: snn.Neuron, h: Tensor, s: Tensor, amount: Number) -> Tensor:
 
 @EVAL.register(snn.LeakyIntegrateAndFire)
 def _lif(
-    op: snn.LeakyIntegrateAndFire, ctx: EvalContext, *, x: Tensor, **parameters: Tensor | None
+    op: snn.LeakyIntegrateAndFire,
+    ctx: EvalContext,
+    *,
+    x: Tensor,
+    start: Tensor | None,
+    leaks: Tensor | None,
+    gains: Tensor | None,
+    rests: Tensor | None,
+    thresholds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return run_neuron(op, x, **parameters)
+    return run_neuron(
+        op, x, start=start, leaks=leaks, gains=gains, rests=rests, thresholds=thresholds
+    )
 
 
 def run_neuron(
@@ -158,8 +168,12 @@ def run_neuron(
     gains: Tensor | None,
     rests: Tensor | None,
     thresholds: Tensor | None,
+    through_time: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes and membranes of a neuron over its input, ``[T, ...]`` each."""
+    """Spikes and membranes of a neuron over its input, ``[T, ...]`` each.
+
+    Without ``through_time`` no gradient passes from one step to the next.
+    """
     leak, gain, rest = _given(leaks, op.leak), _given(gains, op.gain), _given(rests, op.rest)
     threshold = _given(thresholds, op.threshold)
     amount = threshold if op.reset_value is None else op.reset_value
@@ -169,6 +183,7 @@ def run_neuron(
     membranes: list[Tensor] = []
     for step in steps:
         u = _driven(step, gain)
+        v = v if through_time else v.detach()
         late = op.reset != "none" and op.reset_at != "present"
         r = _fire(op, v, threshold).detach() if late else None
         if r is not None and op.reset == "hard" and op.reset_at != "next_with_input":

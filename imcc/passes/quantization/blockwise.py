@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
-from imcc.ir.dialects import core, quant
+from imcc.ir.dialects import core, learn, quant
 from imcc.ir.module import Function, Resource
 from imcc.ir.ops import Value
 from imcc.ir.rewriting import Rewriter
@@ -343,6 +343,10 @@ class _Writer:
                 quant.Dequantize(x=constants[0], scale=constants[1], zero_point=constants[2]),
             )
         self.rewriter.set_operand(layer, "weight", self.done[key].y)
+        for user in list(source.y.users):
+            # What passes an error back through the layer reads the same codes.
+            if isinstance(user, (learn.LinearInputGradient, learn.ConvInputGradient)):
+                self.rewriter.set_operand(user, "weight", self.done[key].y)
 
     def _constant(self, layer: Layer, resource: Resource | None) -> Any:
         if resource is None:

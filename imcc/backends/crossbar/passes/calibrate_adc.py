@@ -9,6 +9,7 @@ from imcc.backends.crossbar.dialect import Mvm, ReadMatrix
 from imcc.ir.module import Module
 from imcc.ir.ops import Op
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
+from imcc.passes.learning.adapting import error_values
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class CalibrateAdc(Pass):
     column sum seen (or a percentile of all sums, above which converters clip), the step is
     ``max(1, top / (2^adc_bits - 1))``: a step below 1 would resolve nothing, since ideal sums are
     integers. The range starts at 0, as column sums are not negative; where the difference of a pair
-    is converted, its size counts and half of the codes are negative.
+    is converted, its size counts and half of the codes are negative. Reads that come behind an
+    output error are not seen, for calibration data has no labels: their range stays the full one.
 
     The promise compares with converters that lose nothing.
     """
@@ -82,9 +84,12 @@ class CalibrateAdc(Pass):
                         backend="crossbar",
                         target=target,
                         observer=watch,
+                        partial=bool(error_values(function)),
                     )
             share = 1.0 if self.range == "max" else self.percentile / 100
             for op in reads:
+                if op.x in error_values(function):
+                    continue
                 top = monitors[op.stream].quantile(share)
                 codes = 2 ** (op.adc_bits - (op.converts == "pair")) - 1
                 rewriter.set_attributes(op, adc_step=max(1.0, top / codes))

@@ -22,8 +22,9 @@ class MapCrossbars(Pass):
     programs all of them with ``xbar.program``, the other functions take their handles as state
     arguments. Ops that read the same weight share its crossbars. A convolution maps its kernel to
     rows (im2col order: channel, then kernel position); with groups, each group has crossbars of
-    its own. Everything else stays digital. The converters' step is set to lose nothing to clipping;
-    ``calibrate-adc`` improves on it.
+    its own. A weight that adapts is programmed with the codes that it starts from; the function
+    that makes a new weight writes it with ``xbar.update``. Everything else stays digital. The
+    converters' step is set to lose nothing to clipping; ``calibrate-adc`` improves on it.
 
     The promise is that of ideal devices and converters wide enough: equal integers.
     """
@@ -37,8 +38,9 @@ class MapCrossbars(Pass):
 
     def run(self, module: Module, context: PassContext) -> None:
         """Check every op, then lower; raises a diagnostic for each op the target cannot run."""
+        from imcc.backends.crossbar.learning import write_back
         from imcc.backends.crossbar.legality import QUANTISE_FIRST
-        from imcc.backends.crossbar.lowering import Mapping, erase_unused
+        from imcc.backends.crossbar.lowering import Mapping, erase_states, erase_unused
         from imcc.backends.crossbar.passes_support import crossbar_target, require_phase
 
         target = crossbar_target(self.name, context)
@@ -65,6 +67,9 @@ class MapCrossbars(Pass):
                 rule = LOWER.find(op.name, BACKEND.name)
                 if rule is not None:
                     rule(op, rewriter, mapping)
-            erase_unused(function, rewriter)
             rewriter.set_target(function, target.name)
+        for function in functions:
+            write_back(function, rewriter, mapping)
+            erase_unused(function, rewriter)
         mapping.finish(rewriter)
+        erase_states(rewriter)

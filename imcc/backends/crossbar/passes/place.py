@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program, ReadMatrix, Write
+from imcc.backends.crossbar.dialect import MatrixType, ReadMatrix, Write
+from imcc.backends.crossbar.learning_ops import MATRIX_OPS, matrix_of
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError, error
 from imcc.ir.dialects.core import tensor
@@ -86,8 +87,8 @@ class Place(Pass):
                     if not isinstance(write, Write):
                         raise op.fail("what wrote its matrix is not in this function")
                     rewriter.annotate(op, **places[write.stream])
-                elif isinstance(op, (Program, Mvm)):
-                    state = state_of.get(op.matrix)
+                elif isinstance(op, MATRIX_OPS):
+                    state = state_of.get(matrix_of(op))
                     if state is None:
                         raise op.fail("its matrix is no state of the module")
                     rewriter.annotate(op, **places[state])

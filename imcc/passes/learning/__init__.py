@@ -1,0 +1,1 @@
+"""What passes ask about functions that adapt their weights."""
