@@ -12,7 +12,7 @@ from imcc.backends.api import Wear
 from imcc.backends.crossbar import cells as devices
 from imcc.backends.crossbar import simulate
 from imcc.backends.crossbar.cells import Cells
-from imcc.backends.crossbar.dialect import MatrixType, Program
+from imcc.backends.crossbar.dialect import MatrixType
 from imcc.backends.crossbar.learning_ops import ReadCodes, TransposedMvm, Update
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes as diagnostic_codes
@@ -22,19 +22,6 @@ from imcc.ir.rules import EVAL
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.resources import TORCH_DTYPES
-
-
-def adapts(op: Program) -> bool:
-    """Whether the matrix that an op programs is updated by some entry point."""
-    module = op.parent.module if op.parent is not None else None
-    if module is None or op.parent is None:
-        return False
-    state = op.parent.value_states().get(op.matrix)
-    return any(
-        isinstance(user, Update) and function.value_states().get(user.held) == state
-        for function in module.functions.values()
-        for user in function.ops
-    )
 
 
 @EVAL.register(Update, backend="crossbar")

@@ -165,3 +165,16 @@ def matrix_of(op: Op) -> Value:
     """The matrix that one of :data:`MATRIX_OPS` programs, reads or writes."""
     made: Value = op.__dict__["held" if isinstance(op, _Held) else "matrix"]
     return made
+
+
+def adapts(op: Program) -> bool:
+    """Whether the matrix that an op programs is updated by some entry point."""
+    module = op.parent.module if op.parent is not None else None
+    if module is None or op.parent is None:
+        return False
+    state = op.parent.value_states().get(op.matrix)
+    return any(
+        isinstance(user, Update) and function.value_states().get(user.held) == state
+        for function in module.functions.values()
+        for user in function.ops
+    )

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from imcc.backends.crossbar.cells import Cells, on_grid, program
 from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program, ReadMatrix
+from imcc.backends.crossbar.learning_ops import adapts
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
@@ -602,4 +603,4 @@ class _Reader:
 
 
 # The rules of weights that adapt have a file of their own, which needs what stands above.
-from imcc.backends.crossbar.adaptation import adapts  # noqa: E402
+import imcc.backends.crossbar.adaptation  # noqa: E402, F401
