@@ -123,16 +123,17 @@ def _digital(op: quant.Matmul, target: CrossbarTarget, activity: str) -> OpCost:
 def _write(op: Write, target: CrossbarTarget, activity: str) -> OpCost:
     """Every cell gets the pulses of one write; rows, columns and arrays wait as the target says.
 
-    ``busy = pulses * pulse width * row steps * column steps * array steps``: row steps are the
-    rows in use over ``rows_at_once``, column steps the columns in use over ``columns_at_once``,
-    array steps the crossbars over ``arrays_at_once``. A driver of a row fires in each column step.
+    ``busy = pulses_per_row * pulse width * row steps * column steps * array steps``: row steps are
+    the rows in use over ``rows_at_once``, column steps the columns in use over ``columns_at_once``,
+    array steps the crossbars over ``arrays_at_once``. A driver of a row fires at each pulse.
     """
     missing = unstated(op.matrix, op.matrix.type.shape)  # type: ignore[attr-defined]
     if missing:
         return OpCost(unknown=f"the size of {missing} is not stated")
     held, keys = layout(op), target.keys.dynamic
     own = target.dynamic
-    pulses = keys.pulses_per_cell * own.write_noise.pulses
+    tries = own.write_noise.pulses
+    pulses = (keys.pulses_per_row or keys.pulses_per_cell) * tries
     row_steps = math.ceil(held.run_rows / keys.rows_at_once)
     wide = min(held.physical_columns + held.bias_columns, own.keys.array.columns)
     column_steps = math.ceil(wide / (keys.columns_at_once or wide))
@@ -141,7 +142,7 @@ def _write(op: Write, target: CrossbarTarget, activity: str) -> OpCost:
     steps = row_steps * column_steps * array_steps
     return OpCost(
         {
-            "cell_write.pulse": held.cells * pulses,
+            "cell_write.pulse": held.cells * keys.pulses_per_cell * tries,
             "row_driver.drive": held.rows * held.column_tiles * column_steps * pulses,
             "buffer_read.word": words(op.codes, target),
         },

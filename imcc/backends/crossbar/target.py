@@ -213,8 +213,13 @@ class Dynamic(Keys):
     pulses_per_cell: float = Field(
         default=2.0,
         ge=1,
-        description="pulses of one write without verify: an erasing one, since the cell holds a "
-        "matrix before, and those that set its level",
+        description="pulses that a cell gets in one write, on average, without verify: an erasing "
+        "one, since it holds a matrix before, and those that set its level",
+    )
+    pulses_per_row: float | None = Field(
+        default=None,
+        ge=1,
+        description="pulses until the slowest cell of a row is done; absent: pulses_per_cell",
     )
     rows_at_once: int = Field(
         default=1, ge=1, description="rows of one crossbar that a write pulse sets together"
@@ -233,6 +238,12 @@ class Dynamic(Keys):
     components: dict[str, Any] = Field(
         default={}, description="components of these arrays whose figures differ"
     )
+
+    @model_validator(mode="after")
+    def _slowest(self) -> Dynamic:
+        if self.pulses_per_row is not None and self.pulses_per_row < self.pulses_per_cell:
+            raise ValueError("pulses_per_row is below pulses_per_cell, the mean over its cells")
+        return self
 
     @property
     def changes(self) -> dict[str, dict[str, Any]]:
