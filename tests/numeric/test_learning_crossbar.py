@@ -5,12 +5,13 @@ import torch
 
 from imcc.backends.api import find_backend
 from imcc.backends.crossbar.adaptation import saturated
-from imcc.backends.crossbar.dialect import MatrixType, Program
+from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
 from imcc.backends.crossbar.learning_ops import ReadCodes, TransposedMvm, Update
 from imcc.backends.crossbar.simulate import Matrix
 from imcc.backends.targets import find_target
 from imcc.ir import parse_module, print_module, structural_difference, verify
 from imcc.ir.diagnostics import DiagnosticError
+from imcc.ir.ops import Op
 from imcc.ir.rules import EVAL
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import EvalContext, evaluate_function
@@ -372,3 +373,74 @@ def test_weights_in_cells_alone_round_at_random_without_a_bias():
     wanted = (exact - other.get("two.weight")) / scale
     mean = torch.stack(totals).mean(0)[0]
     assert float((mean * wanted).sum()) > 0.5 * float((wanted**2).sum())
+
+
+# -- schedule and hardware -----------------------------------------------------------------------
+
+
+def times(module, *kinds):
+    return [
+        (op, *CROSSBAR.op_times(op))
+        for op in module.function("adapt").ops
+        if isinstance(op, kinds) and not op.terminator
+    ]
+
+
+def test_layers_work_side_by_side_by_direct_feedback_and_in_turn_by_back_propagation():
+    direct, _, _ = compiled('rule="dfa"')
+    reads = [item for item in times(direct, Mvm) if ".feedback." in item[0].matrix.name]
+    assert len(reads) == 2 and reads[0][1] == reads[1][1], "both start from the output error"
+    back, _, _ = compiled('rule="bp"')
+    (_, _, first), (_, second, _) = times(back, TransposedMvm)
+    assert second >= first
+    in_turn, _, _ = compiled('rule="dfa"', ("learning.schedule=sequential",))
+    assert max(item[2] for item in times(direct, Op)) < max(item[2] for item in times(in_turn, Op))
+
+
+@pytest.mark.parametrize("options", ['rule="dfa"', 'rule="bp"'])
+def test_a_write_waits_for_the_reads_and_operands_for_their_makers(options):
+    module, _, target = compiled(options)
+    for op in module.function("adapt").ops:
+        if op.terminator:
+            continue
+        start, end = CROSSBAR.op_times(op)
+        assert end - start == pytest.approx(CROSSBAR.op_cost(op, target).busy_ns)
+        for value in op.operands:
+            if value.owner is not None:
+                assert start >= CROSSBAR.op_times(value.owner)[1] - 1e-6
+        if isinstance(op, Update):
+            for user in op.held.users:
+                assert user is op or start >= CROSSBAR.op_times(user)[1] - 1e-6
+
+
+def test_hardware_of_learning_is_counted_where_it_is_needed():
+    costs = {}
+    for name, options, overrides in (
+        ("dfa", 'rule="dfa"', ()),
+        ("array", 'rule="bp"', ()),
+        ("shared", 'rule="bp"', ("learning.shared_converters=true",)),
+        ("copy", 'rule="bp"', ("learning.transposed=copy",)),
+        ("chip", 'rule="dfa"', ("learning.units=chip",)),
+    ):
+        module, _, target = compiled(options, overrides)
+        costs[name] = CROSSBAR.cost(module, "adapt", target)
+    added = {name: item.provenance["learning"]["added_instances"] for name, item in costs.items()}
+    # Two matrices of one crossbar each are read from their columns: 16 converters for 128 rows.
+    assert added["array"]["adc"] == 2 * 16 and "adc" not in added["shared"]
+    assert "adc" not in added["dfa"] and "adc" not in added["copy"]
+    assert added["dfa"]["alu_add"] == 3 * 64 and added["chip"] == {}
+    # The weights that copies hold, and feedback matrices, take crossbars of their own.
+    assert costs["copy"].resources["crossbars"] > costs["array"].resources["crossbars"]
+    assert costs["array"].resources["crossbars"] == 3
+    update = costs["dfa"].provenance["learning"]["update"]
+    assert 0 < update["energy_pj"] < costs["dfa"].energy_pj and update["latency_ns"] > 0
+    assert costs["dfa"].provenance["learning"]["peak_buffer_bytes"] > 0
+
+
+def test_writes_follow_the_assumed_share_of_cells():
+    pulses = []
+    for density in (1.0, 0.25):
+        module, _, target = compiled('rule="dfa"', (f"learning.update_density={density}",))
+        record = CROSSBAR.cost(module, "adapt", target)
+        pulses.append(record.components["cell_write"]["events"]["cell_write.pulse"])
+    assert pulses[1] == pytest.approx(pulses[0] / 4)

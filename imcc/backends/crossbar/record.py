@@ -16,6 +16,7 @@ from imcc.backends.crossbar.dialect import (
     Write,
 )
 from imcc.backends.crossbar.learning_ops import MATRIX_OPS, matrix_of
+from imcc.backends.crossbar.learning_schedule import learning_part
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.ir import codes
@@ -60,6 +61,7 @@ def cost_record(
     energies = {key: layer.energies(target) for key, layer in layers.items()}
     unknown += without_energy(layers.values(), target)
     counts = _instances(tiles, target)
+    learning = learning_part(module.function(name), counts, tiles, target)
     latency = max((layer.end_ns for layer in layers.values()), default=0.0)
     leakage = {
         item: count * held.leakage_uw * latency * 1e-3
@@ -94,6 +96,7 @@ def cost_record(
             "sizes": {"B": 1, **module.sizes},
             "input_bit_density": target.keys.activity.input_bit_density,
             "not_modelled": list(NOT_MODELLED),
+            **learning,
             "area_unknown": sorted(k for k, v in areas.items() if v is None),
             "leakage_unknown": sorted(set(counts) - set(leakage)),
         },

@@ -17,6 +17,9 @@ class Schedule(Pass):
     An op starts when the one before has ended and takes the ``busy_ns`` of its cost rule. Inside
     an op all crossbars of its matrix, and all lanes of the vector unit, work at once. Programming
     works on all matrices at the same time. Ops that are free or of unknown cost take no time.
+
+    A step of adaptation runs, with ``learning.schedule = "layer_parallel"``, each op as soon as its
+    operands and its unit are there.
     """
 
     name: ClassVar[str] = "schedule"
@@ -28,11 +31,17 @@ class Schedule(Pass):
     def run(self, module: Module, context: PassContext) -> None:
         """Annotate every op but the return."""
         from imcc.backends.crossbar.dialect import Program
+        from imcc.backends.crossbar.learning_schedule import adapts
+        from imcc.backends.crossbar.learning_schedule import schedule as learning_schedule
         from imcc.backends.crossbar.passes_support import crossbar_target
 
         target = crossbar_target(self.name, context)
         rewriter = context.rewriter(module, self.name)
         for function in module.functions.values():
+            if adapts(function) and target.keys.learning.schedule == "layer_parallel":
+                for op, start, end in learning_schedule(function, target):
+                    rewriter.annotate(op, xbar__start_ns=start, xbar__end_ns=end)
+                continue
             now = 0.0
             for op in function.ops:
                 if op.terminator:
