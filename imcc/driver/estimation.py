@@ -15,6 +15,7 @@ from imcc.ir import codes
 from imcc.ir.cost import CostRecord
 from imcc.ir.diagnostics import error
 from imcc.ir.module import Function, Module, clone_function
+from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.text.printer import print_function
 from imcc.passes.infrastructure import (
     PassContext,
@@ -60,14 +61,16 @@ class Estimates:
             self.context,
             target=target,
             backend=backend,
-            resources=held.copy() if held is not None else None,
+            resources=held.copy() if held is not None else ResourceStore(),
             legality=backend.legal,
             progress=no_progress,
             warnings=[],
             measurements={},
             timing=Timing(),
         )
-        passes = passes_after(parse_pipeline(backend.cost_pipeline(target)), copy.phase)
+        passes = parse_pipeline(backend.cost_pipeline(target))
+        if copy.phase not in ("captured", "optimized"):
+            passes = passes_after(passes, copy.phase)
         begin(copy, inner)
         run_pipeline(copy, passes, inner)
         return backend.cost(copy, function.name, target, activity)

@@ -15,7 +15,7 @@ from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Function, Module, clone_function
 from imcc.ir.ops import Value
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
-from imcc.passes.reuse.placement import placement
+from imcc.passes.reuse.placement import Family, Side, placement
 from imcc.passes.reuse.sites import AttentionSite, Sites, attention_sites
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class AttentionReuse(Pass):
         for op, reason in sites.refused:
             rewriter.refuse(op, reason)
         rows += replace_attention(
-            function, sites, chosen, context, _How(self.own_projection, self.source, self.init),
+            function, sites, chosen, context, How(self.own_projection, self.source, self.init),
             ridge=self.ridge,
         )  # fmt: skip
 
@@ -134,30 +134,15 @@ class AttentionReuse(Pass):
                     help=f"choose count at most {known - 1}",
                 )
             return placement(self.placement, self.side, self.count, known)
-        return self._for_delay(module, known, context, rows)
-
-    def _for_delay(
-        self, module: Module, known: int, context: PassContext, rows: list[dict[str, Any]]
-    ) -> tuple[int, ...]:
-        """The fewest reuse encoders that meet the delay, by asking the cost model each time."""
         delay_us = self.delay_us if self.delay_us is not None else 0.0
-        best: tuple[float, int] | None = None
-        for count in range(known):
-            context.progress(count, known, "predict delay")
-            encoders = placement(self.placement, self.side, count, known)
-            latency = predicted_us(module, encoders, self.own_projection, self.source, context)
-            rows.append(
-                {"kind": "delay", "count": count, "latency_us": latency, "met": latency <= delay_us}
-            )
-            if latency <= delay_us:
-                return encoders
-            if best is None or latency < best[0]:
-                best = (latency, count)
-        raise out_of_reach(delay_us, best or (float("inf"), 0), known)
+        how = How(self.own_projection, self.source)
+        return fewest_for_delay(module, delay_us, self.placement, self.side, how, context, rows)
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
+    """The open points of the block, as in :class:`AttentionReuse`."""
+
     own_projection: bool = True
     source: str = "previous"
     init: Literal["identity", "random", "least_squares"] = "identity"
@@ -173,24 +158,42 @@ def out_of_reach(delay_us: float, best: tuple[float, int], encoders: int) -> Exc
     )
 
 
-def predicted_us(
-    module: Module, encoders: tuple[int, ...], own_projection: bool, source: str, context: Any
-) -> float:
-    """Latency of a call in us after reuse in ``encoders``, as the cost model predicts it."""
-    return float(
-        context.estimate(with_reuse(module, encoders, own_projection, source)).latency_ns * 1e-3
-    )
+def fewest_for_delay(
+    module: Module,
+    delay_us: float,
+    family: Family,
+    side: Side,
+    how: How,
+    context: PassContext,
+    rows: list[dict[str, Any]],
+) -> tuple[int, ...]:
+    """The fewest reuse encoders that meet a delay, by asking the cost model for each count.
+
+    ``rows`` takes what was asked and answered. Raises OUT_OF_REACH, with the best that there is.
+    """
+    known = len(attention_sites(module.function()).encoders)
+    best: tuple[float, int] | None = None
+    for count in range(max(known, 1)):
+        context.progress(count, known, "predict delay")
+        encoders = placement(family, side, count, known)
+        latency = context.estimate(with_reuse(module, encoders, how)).latency_ns * 1e-3
+        rows.append(
+            {"kind": "delay", "count": count, "latency_us": latency, "met": latency <= delay_us}
+        )
+        if latency <= delay_us:
+            return encoders
+        if best is None or latency < best[0]:
+            best = (latency, count)
+    raise out_of_reach(delay_us, best or (float("inf"), 0), known)
 
 
-def with_reuse(
-    module: Module, encoders: tuple[int, ...], own_projection: bool = True, source: str = "previous"
-) -> Function:
+def with_reuse(module: Module, encoders: tuple[int, ...], how: How | None = None) -> Function:
     """The inference function of a copy of ``module`` with reuse, new weights absent: for costs."""
     copy = module.clone()
     if encoders:
         function = copy.function()
-        how = _How(own_projection, source)
-        replace_attention(function, attention_sites(function), encoders, PassContext(), how)
+        sites = attention_sites(function)
+        replace_attention(function, sites, encoders, PassContext(), how or How())
     return copy.function()
 
 
@@ -199,7 +202,7 @@ def replace_attention(
     sites: Sites,
     chosen: tuple[int, ...],
     context: PassContext,
-    how: _How,
+    how: How,
     *,
     ridge: float = 1e-3,
 ) -> list[dict[str, Any]]:
@@ -249,7 +252,7 @@ def replace_attention(
     return rows
 
 
-def _source(site: AttentionSite, sites: Sites, placed: dict[int, Value], how: _How) -> Value:
+def _source(site: AttentionSite, sites: Sites, placed: dict[int, Value], how: How) -> Value:
     """What a block of ``site`` takes; a diagnostic where there is nothing that fits."""
     if site.previous is None:
         raise _refused(site, "no earlier attention with tokens shaped alike flows into this one")

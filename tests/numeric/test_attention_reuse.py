@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import imcc
 from imcc.backends.api import find_backend
 from imcc.backends.targets import find_target
 from imcc.driver.estimation import Estimates
@@ -333,3 +334,21 @@ def test_one_encoder():
     assert print_module(module) == print_module(held.module)
     item = refusal(held, "attention-reuse{delay_us=0.001}", target=find_target("rram"))
     assert "0 of 1 encoders" in item.message
+
+
+def test_compile_with_a_delay():
+    """The pass asks for estimates in the middle of a compilation as well."""
+    model, held = stack()
+    target = find_target("rram")
+    text = find_backend("crossbar").pipeline(target)
+    _, _, context = delay(held, 1e9)
+    full = context.measurements["attention-reuse"][0]["latency_us"]
+    made = imcc.compile(
+        model,
+        (torch.zeros(2, TOKENS, SIZE),),
+        target="rram",
+        passes=f"attention-reuse{{delay_us={full - 1e-3!r}}}, {text}",
+        calibration=[(torch.randn(8, TOKENS, SIZE),)],
+    )
+    assert made.report()["latency_ns"] * 1e-3 <= full - 1e-3
+    assert made(torch.randn(2, TOKENS, SIZE)).shape == (2, 3)

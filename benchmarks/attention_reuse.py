@@ -1,0 +1,219 @@
+"""Attention reuse: what it saves on the shapes of DeiT-S.
+
+DeiT-S at 224 x 224 on ``trexsim``, by shapes alone: energy, delay, area, EDAP,
+TOPS/W and TOPS/mm2 for 0 to 11 reuse encoders, beside what TReX publishes (IEEE TETC 2024,
+10.1109/tetc.2024.3480524), the share of attention's delay that writing takes, and both over what
+the paper leaves open.
+
+    python -m benchmarks.attention_reuse --json
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.output import Row, main
+
+ENCODERS = 12
+
+PUBLISHED = {
+    "edap_gain_at_6": 2.3,
+    "edap_gain_most_aggressive": 6.3,
+    "tops_per_mm2_gain_at_6": 1.86,
+    "tops_per_mm2_gain_most_aggressive": 4.21,
+    "tops_per_w_gain": (1.03, 1.11),
+    "write_share_of_attention": 0.8,
+}
+"""TReX, DeiT-S. The most aggressive point does not say how many encoders reuse."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A reading of what the paper leaves open: keys of the target, and the block."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    own_projection: bool = True
+    source: str = "previous"
+
+
+VARIANTS = (
+    Variant("preset"),
+    Variant("block without projection", own_projection=False),
+    Variant("chain takes last attention", source="attention"),
+    Variant("2 pulses a row", ("dynamic.pulses_per_row=2", "dynamic.pulses_per_cell=2")),
+    Variant("32 pulses a row", ("dynamic.pulses_per_row=32",)),
+    Variant("columns 8 at a time", ("dynamic.columns_at_once=8",)),
+    Variant("crossbars 10 at a time", ("dynamic.arrays_at_once=10",)),
+    Variant("columns 8, crossbars 10", ("dynamic.columns_at_once=8", "dynamic.arrays_at_once=10")),
+)
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """The rows of the parts asked for."""
+    return shapes(options)
+
+
+def shapes(options: argparse.Namespace) -> list[Row]:
+    """DeiT-S by shapes: a row for each variant and number of reuse encoders."""
+    import torch
+
+    from imcc.backends.targets import find_target
+    from imcc.frontend.capture import capture
+    from imcc.models.vision_transformer import VisionTransformer
+
+    with torch.device("meta"):
+        model = VisionTransformer(depth=ENCODERS).eval()
+        held = capture(model, (torch.zeros(1, 3, 224, 224),))
+    rows: list[Row] = []
+    variants = VARIANTS[:1] if options.quick else VARIANTS + hybrid() + overlaps()
+    for variant in variants:
+        target = find_target("trexsim", variant.overrides)
+        full = variant.name == "preset"
+        counts = range(ENCODERS) if full else (0, 6, 10)
+        rows += _curve(held.module, variant, target, (0, 6) if options.quick else counts)
+    return rows
+
+
+def hybrid() -> tuple[Variant, ...]:
+    """Run-time matrices on the SRAM of the preset ``sram``: its device, arrays and pulses."""
+    from imcc.backends.targets import find_target
+
+    held = find_target("sram").data
+    device = held["device"]
+    return (
+        Variant(
+            "hybrid: run-time matrices in SRAM",
+            (
+                f"dynamic.timing.write_ns={held['timing']['write_ns']}",
+                f"dynamic.array.cell_bits={held['array']['cell_bits']}",
+                f"dynamic.device.on_off_ratio={device['on_off_ratio']}",
+                f"dynamic.device.g_max_us={device['g_max_us']}",
+                "dynamic.pulses_per_cell=1",
+                "dynamic.pulses_per_row=1",
+            ),
+        ),
+    )
+
+
+def overlaps() -> tuple[Variant, ...]:
+    """Layers that overlap, where targets have a key for it."""
+    return ()
+
+
+def _curve(module: Any, variant: Variant, target: Any, counts: Any) -> list[Row]:
+    from imcc.backends.api import find_backend
+    from imcc.driver.estimation import Estimates
+    from imcc.passes.attention_reuse import How, with_reuse
+    from imcc.passes.infrastructure import PassContext
+    from imcc.passes.reuse.placement import placement
+
+    context = PassContext(target=target, backend=find_backend(target.backend))
+    context.estimator = Estimates(context)
+    how = How(variant.own_projection, variant.source)
+    base: Row | None = None
+    rows: list[Row] = []
+    for count in counts:
+        encoders = placement("strided", "late", count, ENCODERS)
+        function = with_reuse(module, encoders, how)
+        cost = context.estimate(function)
+        macs = multiply_accumulates(function)
+        row = {
+            "variant": variant.name,
+            "target": target.name,
+            "reuse": count,
+            "gmacs": macs * 1e-9,
+            "energy_uj": cost.energy_pj * 1e-6,
+            "latency_us": cost.latency_ns * 1e-3,
+            "area_mm2": cost.area_um2 * 1e-6,
+            "tiles": cost.resources["tiles"],
+            "unknown_costs": len(cost.unknown),
+        }
+        row["edap_uj_ms_mm2"] = row["energy_uj"] * row["latency_us"] * 1e-3 * row["area_mm2"]
+        # 1 TOPS/W is 1 operation a pJ; 1 TOPS is 1000 operations a ns.
+        row["tops_per_w"] = 2 * macs / cost.energy_pj
+        row["tops_per_mm2"] = 2e-3 * macs / cost.latency_ns / row["area_mm2"]
+        base = base or row
+        row["edap_gain"] = base["edap_uj_ms_mm2"] / row["edap_uj_ms_mm2"]
+        row["delay_gain"] = base["latency_us"] / row["latency_us"]
+        row["area_gain"] = base["area_mm2"] / row["area_mm2"]
+        row["energy_gain"] = base["energy_uj"] / row["energy_uj"]
+        row["tops_per_w_gain"] = row["tops_per_w"] / base["tops_per_w"]
+        row["tops_per_mm2_gain"] = row["tops_per_mm2"] / base["tops_per_mm2"]
+        share = row["gmacs"] / base["gmacs"]
+        # With operations counted as executed these two are equal; printed so that it can be seen.
+        row["edap_gain_from_tops"] = row["tops_per_w_gain"] * row["tops_per_mm2_gain"] / share**2
+        if count == 0:
+            row |= write_share(function, target)
+        if count == 6:
+            row["published_edap_gain"] = PUBLISHED["edap_gain_at_6"]
+            row["published_tops_per_mm2_gain"] = PUBLISHED["tops_per_mm2_gain_at_6"]
+            # What the published EDAP and TOPS/mm2 leave for TOPS/W at this share of operations.
+            row["tops_per_w_gain_that_published_figures_imply"] = (
+                PUBLISHED["edap_gain_at_6"] * share**2 / PUBLISHED["tops_per_mm2_gain_at_6"]
+            )
+            row["the_same_with_all_original_operations"] = (
+                PUBLISHED["edap_gain_at_6"] / PUBLISHED["tops_per_mm2_gain_at_6"]
+            )
+        rows.append(row)
+    return rows
+
+
+def multiply_accumulates(function: Any) -> int:
+    """Terms of all products that a program computes for B = 1, attention's two among them."""
+    from imcc.backends.crossbar.cost import stated
+    from imcc.ir.dialects import nn
+    from imcc.ir.dialects.core import tensor
+    from imcc.ir.dims import product
+
+    total = 0
+    for op in function.ops:
+        if isinstance(op, nn.Linear):
+            total += stated(product([tensor(op.y).elements, tensor(op.x).shape[-1]]), op.y)
+        elif isinstance(op, nn.Conv):
+            kernel = product(tensor(op.weight).shape[1:])
+            total += stated(product([tensor(op.y).elements, kernel]), op.y)
+        elif isinstance(op, nn.Attention):
+            queries, values = tensor(op.query), tensor(op.value)
+            keys = values.shape[-2]
+            total += stated(product([queries.elements, keys]), op.y)
+            total += stated(product([tensor(op.y).elements, keys]), op.y)
+    return total
+
+
+def write_share(function: Any, target: Any) -> Row:
+    """Share of writing in the delay of the attention blocks, layers one after another.
+
+    ``of_block``: of query, key, value and output projections, both products and their writes.
+    ``of_products``: of the two products and their writes.
+    """
+    from imcc.backends.api import find_backend
+    from imcc.ir.semantics.resources import ResourceStore
+    from imcc.passes.infrastructure import PassContext, begin, parse_pipeline, run_pipeline
+
+    backend = find_backend(target.backend)
+    module = function.module.clone()
+    context = PassContext(
+        resources=ResourceStore(), target=target, backend=backend, legality=backend.legal
+    )
+    begin(module, context)
+    run_pipeline(module, parse_pipeline(backend.cost_pipeline(target)), context)
+    write = block = products = 0.0
+    for op in module.function().ops:
+        if ".attention" not in op.scope or op.terminator:
+            continue
+        busy = backend.op_cost(op, target).busy_ns
+        block += busy
+        write += busy if op.name == "xbar.write" else 0.0
+        products += busy if op.name in ("xbar.write", "xbar.matmul") else 0.0
+    return {
+        "write_share_of_block": write / block if block else None,
+        "write_share_of_products": write / products if products else None,
+        "published_write_share": PUBLISHED["write_share_of_attention"],
+    }
+
+
+if __name__ == "__main__":
+    main(__doc__.splitlines()[0], measure)
