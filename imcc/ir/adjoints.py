@@ -2,7 +2,9 @@
 
 A rule is called as ``rule(op, emit, gradients, wanted)``: ``emit`` appends an op and returns it,
 ``gradients`` holds the gradient of each result (None where nothing reads it), ``wanted`` names the
-operands whose gradient is asked for. It returns gradients by operand name.
+operands whose gradient is asked for. It returns gradients by operand name; the i-th value of a
+variadic operand is called ``name.i``. Rules of normalisations, activations and of what moves
+elements are in ``layer_adjoints``.
 """
 
 from __future__ import annotations
@@ -37,14 +39,16 @@ def pull_back(op: Op, emit: Emit, gradients: Sequence[Value | None], wanted: Set
     return made
 
 
-def _one(gradients: Sequence[Value | None]) -> Value:
+def one_gradient(gradients: Sequence[Value | None]) -> Value:
+    """The gradient of the only result."""
     (found,) = gradients
     if found is None:
         raise TypeError("an op was asked for gradients that nothing gave")
     return found
 
 
-def _summed(emit: Emit, gradient: Value, like: Value) -> Value:
+def summed(emit: Emit, gradient: Value, like: Value) -> Value:
+    """The gradient summed over the axes along which ``like`` was repeated."""
     if tensor(gradient).shape == tensor(like).shape:
         return gradient
     return emit(learn.SumTo(dy=gradient, like=like)).result
@@ -54,11 +58,11 @@ def _summed(emit: Emit, gradient: Value, like: Value) -> Value:
 def _linear(
     op: nn.Linear, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
-    dy, made = _one(gradients), Gradients()
+    dy, made = one_gradient(gradients), Gradients()
     if "weight" in wanted:
         made["weight"] = emit(learn.LinearWeightGradient(x=op.x, dy=dy)).result
     if "bias" in wanted and op.bias is not None:
-        made["bias"] = _summed(emit, dy, op.bias)
+        made["bias"] = summed(emit, dy, op.bias)
     if "x" in wanted:
         made["x"] = emit(learn.LinearInputGradient(dy=dy, weight=op.weight)).result
     return made
@@ -68,7 +72,7 @@ def _linear(
 def _conv(
     op: nn.Conv, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
-    dy, made = _one(gradients), Gradients()
+    dy, made = one_gradient(gradients), Gradients()
     window: dict[str, Any] = {
         "stride": op.stride,
         "padding": op.padding,
@@ -84,7 +88,7 @@ def _conv(
         channel = rank - spatial - 1
         axes = (*range(channel), *range(channel + 1, rank), channel)
         moved = emit(core.Permute(x=dy, axes=axes)).result
-        made["bias"] = _summed(emit, moved, op.bias)
+        made["bias"] = summed(emit, moved, op.bias)
     if "x" in wanted:
         back = learn.ConvInputGradient(dy=dy, weight=op.weight, x=op.x, **window)
         made["x"] = emit(back).result
@@ -99,7 +103,7 @@ def _relu(
     wanted: Set[str],
 ) -> Gradients:
     slope = op.negative_slope if isinstance(op, nn.LeakyRelu) else 0.0
-    made = learn.ReluGradient(dy=_one(gradients), x=op.x, negative_slope=slope)
+    made = learn.ReluGradient(dy=one_gradient(gradients), x=op.x, negative_slope=slope)
     return {"x": emit(made).result}
 
 
@@ -109,7 +113,7 @@ def _max_pool(
 ) -> Gradients:
     made = learn.MaxPoolGradient(
         x=op.x,
-        dy=_one(gradients),
+        dy=one_gradient(gradients),
         kernel=op.kernel,
         stride=op.stride,
         padding=op.padding,
@@ -125,7 +129,7 @@ def _avg_pool(
 ) -> Gradients:
     made = learn.AvgPoolGradient(
         x=op.x,
-        dy=_one(gradients),
+        dy=one_gradient(gradients),
         kernel=op.kernel,
         stride=op.stride,
         padding=op.padding,
@@ -148,14 +152,14 @@ def _adaptive(
             )
         )
     axes = tuple(range(-len(op.output), 0))
-    return {"x": _spread(op.x, _one(gradients), axes, emit)}
+    return {"x": _spread(op.x, one_gradient(gradients), axes, emit)}
 
 
 @ADJOINT.register(nn.Mean)
 def _mean(
     op: nn.Mean, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
-    return {"x": _spread(op.x, _one(gradients), op.axes, emit)}
+    return {"x": _spread(op.x, one_gradient(gradients), op.axes, emit)}
 
 
 def _spread(x: Value, dy: Value, axes: tuple[int, ...], emit: Emit) -> Value:
@@ -170,14 +174,14 @@ def _sum(
     gradients: Sequence[Value | None],
     wanted: Set[str],
 ) -> Gradients:
-    dy, made = _one(gradients), Gradients()
+    dy, made = one_gradient(gradients), Gradients()
     if "a" in wanted:
-        made["a"] = _summed(emit, dy, op.a)
+        made["a"] = summed(emit, dy, op.a)
     if "b" in wanted:
         if isinstance(op, core.Subtract):
             made["b"] = emit(learn.SumTo(dy=dy, like=op.b, factor=-1.0)).result
         else:
-            made["b"] = _summed(emit, dy, op.b)
+            made["b"] = summed(emit, dy, op.b)
     return made
 
 
@@ -185,10 +189,10 @@ def _sum(
 def _product(
     op: core.Multiply, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
-    dy, made = _one(gradients), Gradients()
+    dy, made = one_gradient(gradients), Gradients()
     for name, value, other in (("a", op.a, op.b), ("b", op.b, op.a)):
         if name in wanted:
-            made[name] = _summed(emit, emit(core.Multiply(a=dy, b=other)).result, value)
+            made[name] = summed(emit, emit(core.Multiply(a=dy, b=other)).result, value)
     return made
 
 
@@ -196,7 +200,7 @@ def _product(
 def _reshape(
     op: core.Reshape, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
-    return {"x": emit(core.Reshape(x=_one(gradients), shape=tensor(op.x).shape)).result}
+    return {"x": emit(core.Reshape(x=one_gradient(gradients), shape=tensor(op.x).shape)).result}
 
 
 @ADJOINT.register(core.Permute)
@@ -204,7 +208,7 @@ def _permute(
     op: core.Permute, emit: Emit, gradients: Sequence[Value | None], wanted: Set[str]
 ) -> Gradients:
     back = tuple(sorted(range(len(op.axes)), key=op.axes.__getitem__))
-    return {"x": emit(core.Permute(x=_one(gradients), axes=back)).result}
+    return {"x": emit(core.Permute(x=one_gradient(gradients), axes=back)).result}
 
 
 @ADJOINT.register(snn.LeakyIntegrateAndFire)
@@ -224,10 +228,10 @@ def _lif(
                 help="keep the neuron's parameters constant",
             )
         )
-    return {"x": emit(learn.NeuronGradient(dy=dy, dv=dv, **_fields(op))).result}
+    return {"x": emit(learn.NeuronGradient(dy=dy, dv=dv, **fields_of(op))).result}
 
 
-def _fields(op: Op) -> dict[str, Any]:
+def fields_of(op: Op) -> dict[str, Any]:
     """Operands and attributes of an op by name."""
     given = {item.name: op.__dict__[item.name] for item in type(op).spec().operands}
     return {**given, **op.attributes}

@@ -71,9 +71,9 @@ class InsertFeedback(Pass):
 
     def run(self, module: Module, context: PassContext) -> None:
         """Add states and the entry point."""
-        from imcc.ir import adjoints
+        from imcc.ir import layer_adjoints
 
-        del adjoints  # its import registers the rules
+        del layer_adjoints  # its import registers the rules
         rewriter = context.rewriter(module, self.name)
         inference = module.function("inference")
         output = self._output(inference)
@@ -179,7 +179,8 @@ class _Backward:
             self._share(forward, depends)
         for op in reversed(forward):
             found = [self.gradients.get(value) for value in op.results]
-            wanted = {name for name, value in _operands(op) if value in depends}
+            named = dict(_operands(op))
+            wanted = {name for name, value in named.items() if value in depends}
             if not wanted or all(item is None for item in found):
                 continue
             self.source = op
@@ -188,7 +189,7 @@ class _Backward:
                 wanted.discard("x")
                 feedback = op.x
             for name, gradient in pull_back(op, self.emit, found, wanted).items():
-                self._add(op.__dict__[name], gradient)
+                self._add(named[name], gradient)
             if feedback is not None:
                 self._feed_back(feedback)
         updated = {name: self._update(value) for name, value in states.items()}
@@ -296,7 +297,9 @@ def _operands(op: Op) -> list[tuple[str, Value]]:
     made: list[tuple[str, Value]] = []
     for declared in type(op).spec().operands:
         held = op.__dict__[declared.name]
-        if isinstance(held, Value):
+        if declared.variadic:
+            made += [(f"{declared.name}.{index}", value) for index, value in enumerate(held)]
+        elif isinstance(held, Value):
             made.append((declared.name, held))
     return made
 

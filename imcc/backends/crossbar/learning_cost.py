@@ -191,6 +191,52 @@ def _fold(op: learn.Fold, target: CrossbarTarget, activity: str) -> OpCost:
     return _work(target, count, 0, words(op.x, target), words(op.y, target))
 
 
+@COST.register(learn.NormGradient, backend="crossbar")
+def _norm(op: learn.NormGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(unknown="the target has no figures for division and roots")
+
+
+@COST.register(learn.BatchNormGradient, backend="crossbar")
+def _batch_norm(op: learn.BatchNormGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    """A multiplication by a factor that is known beforehand."""
+    return _elementwise(op, target, 0, 1)
+
+
+@COST.register(learn.ActivationGradient, backend="crossbar")
+def _activation(op: learn.ActivationGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    """Piecewise ones compare and multiply; others look their derivative up, as surrogates do."""
+    if op.function in ("hardsigmoid", "hardswish"):
+        return _elementwise(op, target, 3, 2)
+    made = _elementwise(op, target, 0, 1)
+    events = dict(made.events)
+    events["buffer_read.word"] += elements(op.x)
+    return OpCost(events, made.busy_ns, note=made.note)
+
+
+@COST.register(learn.ClampGradient, backend="crossbar")
+def _clamp(op: learn.ClampGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    return _elementwise(op, target, (op.minimum is not None) + (op.maximum is not None), 0)
+
+
+@COST.register(learn.SoftmaxGradient, backend="crossbar")
+def _softmax(op: learn.SoftmaxGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    """The sum of products along the axis, a difference and a product for each element."""
+    return _elementwise(op, target, 2, 2)
+
+
+@COST.register(learn.SliceGradient, backend="crossbar")
+def _slice(op: learn.SliceGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    return OpCost(free="done by the addresses that the next op reads from")
+
+
+@COST.register(learn.IntegratorGradient, backend="crossbar")
+def _integrator(op: learn.IntegratorGradient, target: CrossbarTarget, activity: str) -> OpCost:
+    """Backwards in time: what comes from later, times the leak, plus the gradient of the step."""
+    if op.leak_as == "time_constant" and op.leaks is not None:
+        return OpCost(unknown="the target has no figure for a division by a time constant")
+    return _elementwise(op, target, 1 + (op.dv is not None), 1 + (op.gain != 1.0))
+
+
 # -- crossbars ------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,13 @@ DIGITAL: tuple[type[Op], ...] = (
     learn.QuantizeError,
     learn.StochasticQuantize,
     learn.Fold,
+    learn.NormGradient,
+    learn.BatchNormGradient,
+    learn.ActivationGradient,
+    learn.ClampGradient,
+    learn.SoftmaxGradient,
+    learn.SliceGradient,
+    learn.IntegratorGradient,
 )
 """What the vector unit and the gradient units do; floating point, as the interpreter."""
 

@@ -10,6 +10,16 @@ from typing import Literal
 
 from imcc.ir.dialects.core import broadcast, tensor
 from imcc.ir.dialects.error_codes import Fold, QuantizeError, StochasticQuantize, TransposedProduct
+from imcc.ir.dialects.layer_gradients import (
+    ActivationGradient,
+    BatchNormGradient,
+    ClampGradient,
+    IntegratorGradient,
+    NormGradient,
+    SliceGradient,
+    SoftmaxGradient,
+    same_shape,
+)
 from imcc.ir.dialects.nn import Pool
 from imcc.ir.dialects.snn import Neuron
 from imcc.ir.dialects.windows import ConvolutionWindow
@@ -17,7 +27,19 @@ from imcc.ir.dims import Dim
 from imcc.ir.ops import Op, Value, attribute, operand, result
 from imcc.ir.types import FLOATS, TensorType, Type
 
-__all__ = ["Fold", "QuantizeError", "StochasticQuantize", "TransposedProduct"]
+__all__ = [
+    "ActivationGradient",
+    "BatchNormGradient",
+    "ClampGradient",
+    "Fold",
+    "IntegratorGradient",
+    "NormGradient",
+    "QuantizeError",
+    "SliceGradient",
+    "SoftmaxGradient",
+    "StochasticQuantize",
+    "TransposedProduct",
+]
 
 SEMANTICS = "imcc.ir.semantics.learn"
 
@@ -199,7 +221,7 @@ class ReluGradient(Op, name="learn.relu_gradient"):
 
     def infer(self) -> Type:
         """The type of ``x``."""
-        return _same(self, self.dy, self.x)
+        return same_shape(self, self.dy, self.x)
 
 
 class MaxPoolGradient(Pool, name="learn.max_pool_gradient"):
@@ -266,7 +288,7 @@ class NeuronGradient(Neuron, name="learn.lif_gradient"):
         """The type of ``x``."""
         for gradient in (self.dy, self.dv):
             if gradient is not None:
-                _same(self, gradient, self.x)
+                same_shape(self, gradient, self.x)
         return tensor(self.x)
 
     def verify(self) -> None:
@@ -291,13 +313,7 @@ class Update(Op, name="learn.update"):
 
     def infer(self) -> Type:
         """The type of the weight."""
-        return _same(self, self.dw, self.weight)
-
-
-def _same(op: Op, gradient: Value, value: Value) -> TensorType:
-    if tensor(gradient).shape != tensor(value).shape:
-        raise op.fail(f"the gradient is {gradient.type}, the value {value.type}")
-    return tensor(value)
+        return same_shape(self, self.dw, self.weight)
 
 
 def _pooled(op: Pool, wanted: TensorType, dy: Value) -> TensorType:

@@ -14,6 +14,7 @@ from imcc.ir.dialects.quant import largest_product_sum
 from imcc.ir.rules import EVAL
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.nn import convolve
+from imcc.ir.semantics.pull_back import pull_back
 from imcc.ir.semantics.quant import EXACT_FLOAT32, along_axis
 
 
@@ -87,6 +88,4 @@ def _adjoint_at_zero(
     compute: Callable[[Tensor], Tensor], shape: Sequence[int], dy: Tensor
 ) -> Tensor:
     """What the transpose of a linear map gives for ``dy``."""
-    from imcc.ir.semantics.learn import pull_back
-
     return pull_back(compute, torch.zeros(tuple(shape), dtype=dy.dtype), dy)

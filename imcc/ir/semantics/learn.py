@@ -1,11 +1,10 @@
 """Rules of ``learn``. Gradients of windows and neurons are those of their neutral rules.
 
-Errors as integer codes are in ``error_codes``.
+Errors as integer codes are in ``error_codes``, normalisations and activations in
+``layer_gradients``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,20 +14,11 @@ from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.dialects import learn
 from imcc.ir.rules import EVAL
 from imcc.ir.semantics import error_codes as error_codes
+from imcc.ir.semantics import layer_gradients as layer_gradients
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.nn import average_pool, convolve, largest_pool
+from imcc.ir.semantics.pull_back import pull_back
 from imcc.ir.semantics.snn import run_neuron
-
-
-def pull_back(compute: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> Tensor:
-    """The vector-Jacobian product of ``compute`` at ``x``."""
-    with torch.enable_grad():
-        held = x.detach().requires_grad_()
-        made = compute(held)
-        if not made.requires_grad:
-            return torch.zeros_like(x)
-        (found,) = torch.autograd.grad(made, held, dy, allow_unused=True)
-    return torch.zeros_like(x) if found is None else found
 
 
 @EVAL.register(learn.OutputError)

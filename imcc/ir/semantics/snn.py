@@ -99,6 +99,21 @@ def _li(
     gains: Tensor | None,
     rests: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    jump = op.read == "jump"
+    return run_integrator(op, x, start=start, leaks=leaks, gains=gains, rests=rests, jump=jump)
+
+
+def run_integrator(
+    op: snn.Integrator,
+    x: Tensor,
+    *,
+    start: Tensor | None,
+    leaks: Tensor | None,
+    gains: Tensor | None,
+    rests: Tensor | None,
+    jump: bool,
+) -> tuple[Tensor, Tensor]:
+    """What is read of an integrator and its states over its input, ``[T, ...]`` each."""
     leak, gain, rest = _given(leaks, op.leak), _given(gains, op.gain), _given(rests, op.rest)
     steps = _steps(op, x)
     v = _first(op.v_init, start, steps[0])
@@ -106,7 +121,7 @@ def _li(
     states: list[Tensor] = []
     for step in steps:
         u = _driven(step, gain)
-        if op.read == "jump":
+        if jump:
             jumped = v + u
             v = jumped - jumped * leak
             read.append(jumped)
@@ -115,7 +130,7 @@ def _li(
             read.append(v)
         states.append(v)
     held = _joined(op, states)
-    return (held if op.read == "state" else _joined(op, read)), held
+    return (_joined(op, read) if jump else held), held
 
 
 def _fire(op: snn.Neuron, h: Tensor, threshold: Number) -> Tensor:
