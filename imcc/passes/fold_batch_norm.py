@@ -81,6 +81,7 @@ def _fold(op: nn.BatchNorm, rewriter: Rewriter, store: ResourceStore) -> str | N
         if folded is None:
             return f"variance plus eps is not positive in @{names['var']}, or the result overflows"
         weight, bias = store.put(weight_name, folded[0]), store.put(bias_name, folded[1])
+        _derive(store, names, (weight.name, bias.name), op.eps)
     else:
         kind = tensor(layer.weight)
         weight = Resource(weight_name, kind)
@@ -109,6 +110,16 @@ def _fold(op: nn.BatchNorm, rewriter: Rewriter, store: ResourceStore) -> str | N
     return None
 
 
+def _derive(store: ResourceStore, names: dict[str, str], made: tuple[str, str], eps: float) -> None:
+    """Say how the folded numbers follow from those of the layer and of the normalisation."""
+    parts = tuple(names)
+
+    def compute(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return _scaled(dict(zip(parts, tensors, strict=True)), eps)
+
+    store.derive(tuple(names.values()), made, compute)
+
+
 def _bias_name(names: dict[str, str]) -> str:
     if "bias" in names:
         return names["bias"]
@@ -120,12 +131,19 @@ def _folded(held: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor] | None
     """Folded weight and bias in the weight's dtype, or None if they are not finite."""
     import torch
 
+    if not bool((held["var"].to(torch.float64) + eps > 0).all()):
+        return None
+    made = _scaled(held, eps)
+    return made if all(bool(torch.isfinite(item).all()) for item in made) else None
+
+
+def _scaled(held: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias times the factor of each channel, in the weight's dtype."""
+    import torch
+
     weight = held["weight"]
     wide = {what: value.to(torch.float64) for what, value in held.items()}
-    spread = wide["var"] + eps
-    if not bool((spread > 0).all()):
-        return None
-    factor = torch.rsqrt(spread)
+    factor = torch.rsqrt(wide["var"] + eps)
     if "gamma" in wide:
         factor = factor * wide["gamma"]
     shift = -wide["mean"] * factor
@@ -134,5 +152,4 @@ def _folded(held: dict[str, Tensor], eps: float) -> tuple[Tensor, Tensor] | None
     if "beta" in wide:
         shift = shift + wide["beta"]
     scaled = wide["weight"] * factor.reshape([-1] + [1] * (weight.dim() - 1))
-    made = scaled.to(weight.dtype), shift.to(weight.dtype)
-    return made if all(bool(torch.isfinite(item).all()) for item in made) else None
+    return scaled.to(weight.dtype), shift.to(weight.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from imcc.ir.dialects import core, nn, quant
 from imcc.ir.dialects.core import tensor
@@ -11,6 +11,9 @@ from imcc.ir.module import Module
 from imcc.ir.ops import Op, Value
 from imcc.ir.rewriting import Rewriter
 from imcc.passes.infrastructure import Approximate, Pass, PassContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -118,5 +121,11 @@ class IntegerArithmetic(Pass):
         factor = store.get(left.value).double() * store.get(right.value).double()
         base = str(right.value).removesuffix(".scale")
         held = store.put(f"{base}.rescale", factor.to(store.get(right.value).dtype))
+        store.derive((left.value, right.value), (held.name,), _product)
         rewriter.add_resource(held)
         return core.Constant.of(held.name, held.type)
+
+
+def _product(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """The scale of a product of codes, from those of its operands."""
+    return ((x.double() * weight.double()).to(weight.dtype),)

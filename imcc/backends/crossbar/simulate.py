@@ -26,6 +26,12 @@ from torch import Tensor
 from imcc.backends.crossbar.cells import Cells, on_grid, program
 from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program, ReadMatrix
 from imcc.backends.crossbar.learning_ops import adapts
+from imcc.backends.crossbar.linear_read import (
+    input_lift,
+    linear_read,
+    matrix_product,
+    with_read_noise,
+)
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
@@ -34,7 +40,6 @@ from imcc.ir.ops import Op
 from imcc.ir.rules import EVAL
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import EvalContext
-from imcc.ir.semantics.nn import convolve
 from imcc.ir.semantics.resources import TORCH_DTYPES
 
 BLOCK = 1 << 22
@@ -162,7 +167,7 @@ def _program(op: Program, ctx: EvalContext, *, codes: Tensor) -> Matrix:
 
 def arranged(codes: Tensor, kind: MatrixType) -> Tensor:
     """Codes ``[N, ...]`` as ``[G, N/G, K/G]``, rows in the order of the matrix."""
-    weights = codes.detach()
+    weights = codes
     if kind.row_order == "position":
         weights = weights.flatten(2).transpose(1, 2)
     return weights.reshape(kind.groups, kind.group_columns, kind.group_rows)
@@ -178,14 +183,41 @@ def _mvm(
     x_zero_point: Tensor | None,
     weight_zero_point: Tensor | None,
 ) -> Tensor:
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or matrix.codes.requires_grad)
+    read: Tensor | None = None
+    if not ctx.linear_reads:
+        with torch.no_grad():
+            read = _read(op, ctx, x, matrix, x_zero_point, weight_zero_point)
+        if not differentiable:
+            return read
+    target = crossbar_target(op, ctx)
+    zero = 0.0 if x_zero_point is None else float(x_zero_point)
+    draws = None if target.read_noise.silent else ctx.draws
+    reader = _Reader(op, target, matrix, draws)
+    made = linear_read(op, reader, x, zero, weight_zero_point, trials=ctx.trials)
+    if read is None:
+        return with_read_noise(op, reader, made, x, zero, trials=ctx.trials)
+    # What the hardware gives, with the gradient of the weights that its cells hold: straight
+    # through converters, and a device's deviations are taken for given.
+    return read + (made - made.detach())
+
+
+def _read(
+    op: Mvm,
+    ctx: EvalContext,
+    x: Tensor,
+    matrix: Matrix,
+    x_zero_point: Tensor | None,
+    weight_zero_point: Tensor | None,
+) -> Tensor:
     target = crossbar_target(op, ctx)
     kind = matrix.kind
     zero = 0.0 if x_zero_point is None else float(x_zero_point)
-    x = x.detach()
     dtype = TORCH_DTYPES[str(tensor(op.y).element)]
     draws = None if target.read_noise.silent else ctx.draws
     if lossless(op, matrix, target, draws):
-        return _integer_product(op, x.to(dtype) - zero, matrix, weight_zero_point)
+        weights = matrix.codes.reshape(kind.columns, kind.group_rows)
+        return matrix_product(op, x.to(dtype) - zero, weights, weight_zero_point)
     spatial = len(op.kernel)
     axis = tensor(op.x).batch_axis or 0
     x = x.movedim(axis, 0)
@@ -206,10 +238,8 @@ def _mvm(
                 codes.BAD_INPUT, f"{len(draws.samples)} samples have draws, the batch is {batch}"
             )
         )
-    if tensor(op.x).quant.signed and op.dac_bits > 1:
-        # Several bits at a time have no sign bit of their own: apply x + 2^(bits-1).
-        lift = float(2 ** (op.input_bits - 1))
-        x, zero = x + lift, zero + lift
+    lift = input_lift(op)
+    x, zero = x + lift, zero + lift
     outputs = kind.blocks if kind.split else 1
     shape = _result_shape(op, x)
     flat = torch.empty(leading[0], math.prod(shape[1:-1]), outputs, kind.columns, dtype=dtype)
@@ -284,26 +314,6 @@ def _code_range(op: Mvm | ReadMatrix) -> tuple[float, float]:
     return 0.0, 2.0**op.adc_bits - 1
 
 
-def _integer_product(op: Mvm, x: Tensor, matrix: Matrix, zeros: Tensor | None) -> Tensor:
-    kind = matrix.kind
-    weights = matrix.codes.to(x.dtype).reshape(kind.columns, kind.group_rows)
-    if kind.split:
-        pad = (0, kind.blocks * kind.block_rows - kind.group_rows)
-        w = torch.nn.functional.pad(weights, pad).reshape(kind.columns, kind.blocks, -1)
-        if zeros is not None:
-            w = w - zeros.to(x.dtype)[:, :, None]
-        parts = torch.nn.functional.pad(x, pad).reshape(*x.shape[:-1], kind.blocks, -1)
-        return torch.einsum("...jk,njk->...nj", parts, w)
-    if zeros is not None:
-        weights = weights - zeros.to(x.dtype)[:, None]
-    if not op.kernel:
-        return torch.nn.functional.linear(x, weights)
-    if kind.row_order == "position":
-        weights = weights.reshape(kind.columns, math.prod(op.kernel), -1).transpose(1, 2)
-    filters = weights.reshape(kind.columns, -1, *op.kernel)
-    return convolve(x, filters, None, op.stride, op.padding, op.dilation, kind.groups)
-
-
 def _result_shape(op: Mvm, x: Tensor) -> list[int]:
     """The result's shape with the channel axis last."""
     count = len(op.kernel)
@@ -369,6 +379,14 @@ class _Reader:
         self.twos_complement = tensor(op.x).quant.signed and op.dac_bits == 1
         self.bottom, self.top = _code_range(op)
         self._trial = -1
+        # What a converted digit and a converted cell of a logical column count.
+        digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
+        if self.twos_complement:
+            digit[-1] = -digit[-1]
+        cell = 2.0 ** (kind.cell_bits * torch.arange(kind.slices, dtype=torch.float64))
+        if kind.paired and not self.pairs:
+            cell = torch.stack((cell, -cell), dim=1).flatten()
+        self.digit_weights, self.cell_weights = digit, cell
 
     def sample_chunks(self, batch: int, positions: int) -> Iterator[tuple[int, int]]:
         """Runs of samples that are read together."""
@@ -378,7 +396,7 @@ class _Reader:
 
     def read(self, vectors: Tensor, trial: int, first: int) -> Tensor:
         """Products ``[batch, positions, outputs, N]`` of vectors ``[batch, positions, G, K/G]``."""
-        self._select(trial)
+        self.select(trial)
         batch, positions = vectors.shape[:2]
         made: list[Tensor] = []
         for number, start in enumerate(range(0, positions, self.block)):
@@ -404,8 +422,8 @@ class _Reader:
         """Differences of the columns of pairs, where those are converted."""
         return columns[..., 0::2] - columns[..., 1::2] if self.pairs else columns
 
-    def _select(self, trial: int) -> None:
-        """Ready the cells of a trial."""
+    def select(self, trial: int) -> None:
+        """Ready the cells of a trial: ``product``, ``shift``, ``variance`` and ``constant``."""
         if trial == self._trial:
             return
         self._trial = trial
@@ -502,7 +520,7 @@ class _Reader:
             samples = self.draws.samples[first : first + batch]
             trials = (self.draws.trials[trial],)
             keys = replace(self.draws, trials=trials, samples=tuple(samples)).keys(op.stream)
-        digit, cell = self._weights()
+        digit, cell = self.digit_weights, self.cell_weights
         if kind.split:
             shape: tuple[int, ...] = (group * kind.blocks, kind.runs_per_block)
         else:
@@ -527,23 +545,12 @@ class _Reader:
             out.numpy(),
         )
         if kind.bias_columns:
-            out = self._cells_to_columns(out, cell)
+            out = self.logical_columns(out)
         return out if op.adc_step == 1.0 else out * op.adc_step
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """What a converted digit and a converted cell of a logical column count, float64."""
-        kind, op = self.kind, self.op
-        digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
-        if self.twos_complement:
-            digit[-1] = -digit[-1]
-        cell = 2.0 ** (kind.cell_bits * torch.arange(kind.slices, dtype=torch.float64))
-        if kind.paired and not self.pairs:
-            cell = torch.stack((cell, -cell), dim=1).flatten()
-        return digit, cell
-
-    def _cells_to_columns(self, values: Tensor, cell: Tensor) -> Tensor:
+    def logical_columns(self, values: Tensor) -> Tensor:
         """Logical columns ``[..., N/G]`` from physical ones, less the bias of their crossbar."""
-        kind = self.kind
+        kind, cell = self.kind, self.cell_weights
         plain = values[..., : values.shape[-1] - kind.bias_columns]
         made = plain.reshape(*plain.shape[:-1], kind.group_columns, -1) @ cell.to(values.dtype)
         if not kind.bias_columns:
@@ -588,14 +595,14 @@ class _Reader:
         applied once at the end.
         """
         kind, op = self.kind, self.op
-        digit, cell = self._weights()
+        digit, cell = self.digit_weights, self.cell_weights
         largest = kind.row_tiles * 2.0**op.adc_bits * float(digit.abs().sum() * cell.abs().sum())
         exact = self.monitor is None and largest < EXACT_FLOAT32
         dtype = torch.float32 if exact else torch.float64
         if kind.split:
             converted = converted.reshape(kind.blocks, kind.runs_per_block, *converted.shape[2:])
         total = converted.sum(1).to(dtype)
-        weighted = self._cells_to_columns(total, cell) * digit.to(dtype)[:, None]
+        weighted = self.logical_columns(total) * digit.to(dtype)[:, None]
         made = weighted.sum(3).permute(1, 2, 0, 3)
         if self.monitor is not None:
             return made.double().round()

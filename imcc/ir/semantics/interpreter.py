@@ -35,6 +35,8 @@ class EvalContext:
     ``symbols`` binds dimensions (``{"B": trials * batch}``); ``draws`` is None when nothing
     random may happen; ``trials`` is the number R folded into the leading axis. With ``unrounded``
     quantising an activation neither rounds nor clips: what a program would compute in float.
+    With ``linear_reads`` analog products are those of the values that devices hold, with their
+    noise but without converters: faster, for training.
     """
 
     symbols: dict[str, int]
@@ -44,6 +46,7 @@ class EvalContext:
     draws: Draws | None = None
     trials: int = 1
     unrounded: bool = False
+    linear_reads: bool = False
 
 
 @dataclass
@@ -64,6 +67,7 @@ def evaluate_function(
     target: Any = None,
     draws: Draws | None = None,
     trials: int = 1,
+    linear_reads: bool = False,
     observer: Observer | None = None,
     partial: bool = False,
 ) -> Evaluation:
@@ -76,7 +80,9 @@ def evaluate_function(
     not fit, absent weights and ops without a rule.
     """
     symbols = bind_symbols(function, inputs, partial=partial)
-    context = EvalContext(_Sizes(symbols), resources, backend, target, draws, trials)
+    context = EvalContext(
+        _Sizes(symbols), resources, backend, target, draws, trials, linear_reads=linear_reads
+    )
     known = dict(states or {})
     values: dict[Value, Any] = {}
     remaining = iter(inputs)

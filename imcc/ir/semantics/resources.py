@@ -7,7 +7,7 @@ as integer-valued floating-point tensors, so that one rule serves evaluation and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticCollector, error, nearest
 from imcc.ir.module import Module, Resource
+from imcc.ir.semantics.derivations import Derivation
 from imcc.ir.types import Element, QuantType, TensorType
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -53,10 +54,15 @@ def tensor_sha256(tensor: Tensor) -> str:
 
 
 class ResourceStore:
-    """Tensors by resource name."""
+    """Tensors by resource name, and how some of them follow from others."""
 
-    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor] | None = None,
+        derivations: Sequence[Derivation] = (),
+    ) -> None:
         self._tensors: dict[str, Tensor] = dict(tensors or {})
+        self._derivations: list[Derivation] = list(derivations)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -97,11 +103,25 @@ class ResourceStore:
 
     def bind(self, values: Mapping[str, Tensor]) -> ResourceStore:
         """A store that looks names up in ``values`` first; for training and what-if runs."""
-        return ResourceStore({**self._tensors, **values})
+        return ResourceStore({**self._tensors, **values}, self._derivations)
 
     def copy(self) -> ResourceStore:
         """A store with the same tensors."""
-        return ResourceStore(self._tensors)
+        return ResourceStore(self._tensors, self._derivations)
+
+    @property
+    def derivations(self) -> tuple[Derivation, ...]:
+        """How tensors follow from others, in the order in which passes made them."""
+        return tuple(self._derivations)
+
+    def derive(
+        self,
+        sources: Sequence[str],
+        made: Sequence[str],
+        compute: Callable[..., tuple[Tensor, ...]],
+    ) -> None:
+        """Keep how the tensors ``made`` follow from ``sources``; see :class:`Derivation`."""
+        self._derivations.append(Derivation(tuple(sources), tuple(made), compute))
 
     def mismatches(self, declared: Iterable[Resource]) -> list[str]:
         """What is wrong with tensors held for these declarations: bytes against hash."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from imcc.passes.infrastructure import PassContext
 from imcc.passes.quantization.blocks import Block, Layer, constant_weight, split_blocks
 from imcc.passes.quantization.checkpoint import BlockCheckpoint, Solution
 from imcc.passes.quantization.gptq import gptq_codes
-from imcc.passes.quantization.grid import Coded, Grid, WeightFormat
+from imcc.passes.quantization.grid import Coded, Grid, WeightFormat, nearest_codes
 from imcc.passes.quantization.moments import InputMoments, measure
 from imcc.passes.quantization.plan import Rule, annotate
 from imcc.passes.quantization.reconstruction import (
@@ -102,7 +103,7 @@ def quantise_function(
                 if layer in formats:
                     weight = store.get(_constant(layer).value)
                     grid = Grid.fit(formats[layer], weight)
-                    writer.write(layer, Coded(grid.codes(weight), grid))
+                    writer.write(layer, Coded(grid.codes(weight), grid), derived=True)
         return
     with ExitStack() as stack:
         folder = None
@@ -317,8 +318,11 @@ class _Writer:
         self.rewriter, self.store = rewriter, context.weights()
         self.done: dict[tuple[str, WeightFormat], quant.Dequantize] = {}
 
-    def write(self, layer: Layer, coded: Coded) -> None:
-        """Read the layer's weight from its codes; one copy for all layers of a weight."""
+    def write(self, layer: Layer, coded: Coded, *, derived: bool = False) -> None:
+        """Read the layer's weight from its codes; one copy for all layers of a weight.
+
+        ``derived`` says that codes and grid are the nearest ones of the weight's range.
+        """
         source, form = _constant(layer), coded.grid.format
         key = (str(source.value), form)
         if key not in self.done:
@@ -330,14 +334,15 @@ class _Writer:
                 form.element,
             )
             scale = coded.grid.stored(coded.grid.scale).to(weight.dtype)
-            constants = [
-                self._constant(layer, resource)
-                for resource in (
-                    held,
-                    self.store.put(f"{source.value}.scale", scale),
-                    None if zero is None else self.store.put(f"{source.value}.zero_point", zero),
-                )
-            ]
+            resources = (
+                held,
+                self.store.put(f"{source.value}.scale", scale),
+                None if zero is None else self.store.put(f"{source.value}.zero_point", zero),
+            )
+            constants = [self._constant(layer, resource) for resource in resources]
+            if derived:
+                made = [resource.name for resource in resources if resource is not None]
+                self.store.derive([source.value], made, partial(nearest_codes, form))
             self.done[key] = self.rewriter.insert_before(
                 layer,
                 quant.Dequantize(x=constants[0], scale=constants[1], zero_point=constants[2]),

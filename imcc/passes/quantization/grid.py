@@ -131,3 +131,17 @@ class Coded:
 
     codes: Tensor
     grid: Grid
+
+
+def nearest_codes(form: WeightFormat, weight: Tensor) -> tuple[Tensor, ...]:
+    """Nearest codes of a weight on the grid of its range, the scale, and the zero point if any.
+
+    Codes are floats with the gradient of ``weight / scale``: rounding passes gradients straight
+    through, and the grid is taken for constant.
+    """
+    grid = Grid.fit(form, weight.detach())
+    scaled = form.rows(weight).double() / grid.scale.double()
+    codes = grid.codes(weight.detach()) + (scaled - scaled.detach())
+    made = form.unrows(codes, weight.shape).to(torch.float32)
+    scale = grid.stored(grid.scale).to(weight.dtype)
+    return (made, scale) if form.symmetric else (made, scale, grid.stored(grid.zero_point).int())
