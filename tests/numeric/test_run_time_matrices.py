@@ -1,16 +1,27 @@
 """Matrices written at run time: integer meaning, write noise against theory, keys of the draws."""
 
+import math
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
+import imcc
 from imcc.backends.api import find_backend
-from imcc.backends.targets import find_target
+from imcc.backends.targets import find_target, load_target
 from imcc.ir import parse_module
+from imcc.ir.diagnostics import DiagnosticError
+from imcc.ir.registry import load_semantics
 from imcc.ir.rewriting import Rewriter
+from imcc.ir.rules import EVAL
 from imcc.ir.semantics.draws import Draws
-from imcc.ir.semantics.interpreter import evaluate_function
+from imcc.ir.semantics.interpreter import EvalContext, evaluate_function
 from imcc.ir.semantics.resources import ResourceStore
+from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
 
+GOLDENS = Path(__file__).parents[1] / "golden"
 ON = ("dynamic.matrices=crossbar", "adc.bits=12")
 QUIET = (*ON, "device.write_noise.sigma_fraction=0.0", "device.read_noise.sigma_fraction=0.0")
 
@@ -143,3 +154,293 @@ def test_zero_points_are_taken_off(zeros, encoding, dac):
             module.function(), (a, b), resources=store, backend="crossbar", target=target
         ).outputs[0]
         assert torch.equal(made.double(), wanted)
+
+
+def written(target, codes, draws):
+    """What ``xbar.write`` gives, and the layout of one row's matrices."""
+    _, module = lower(*mapped(*CASES["heads"], target))
+    op = next(op for op in module.walk() if op.name == "xbar.write")
+    load_semantics("xbar")
+    rule = EVAL.find("xbar.write", "crossbar")
+    context = EvalContext({}, ResourceStore(), "crossbar", target, draws)
+    held = rule(op, context, codes=codes)
+    return held, held.kind.layout(2, 7, 9)
+
+
+CLIPFORMER = (
+    'dynamic.device.write_noise={model="clipformer_write", gamma=3.0, sigma_fraction=0.05}',
+)
+
+
+@pytest.mark.parametrize("bounded", ["", ", bounded=true"])
+def test_cells_have_the_moments_of_the_write_noise(bounded):
+    setting = CLIPFORMER[0].replace("}", bounded + "}")
+    target = find_target("rram", (*QUIET, setting, "dynamic.device.on_off_ratio=100.0"))
+    rows = 800
+    codes = sample(CASES["heads"][1], "s8", 1, torch.Generator().manual_seed(3))
+    held, layout = written(target, codes.expand(rows, 2, 7, 9), Draws(5, (0,), tuple(range(rows))))
+    cells = torch.stack(
+        [held.of_row(row, codes[0], layout).cells.levels[0] for row in range(rows)]
+    ).double()
+    ideal = held.of_row(0, codes[0], layout).ideal.double()
+    low = 0.01
+    step = (1 - low) / 3
+    mean, variance = target.dynamic.write_noise.moments(low + ideal * step)
+    # Levels are counted from the conductance meant; rows that hold nothing are level 0 as well.
+    expected = ideal + (mean - (low + ideal * step)) / step
+    for level in range(4):
+        here = ideal == level
+        count = rows * int(here.sum())
+        spread = float(variance[here][0]) / step**2
+        found = cells[:, here]
+        assert abs(float((found - expected[here]).mean())) < 5 * math.sqrt(spread / count) + 1e-3
+        assert float(found.var(0).mean()) == pytest.approx(spread, rel=0.06, abs=1e-5)
+
+
+def test_products_have_the_variance_of_their_cells():
+    """``var y[m, n] = sum_k sum_s 16^s sum_signs var(cell) (sum over digits of 4^d x_d)``."""
+    target = find_target("rram", (*QUIET, *CLIPFORMER, "array.encoding=offset"))
+    _, module = lower(*mapped(*CASES["heads"], target))
+    read = next(op for op in module.walk() if op.name == "xbar.matmul")
+    # Fine enough that rounding is small against the noise.
+    Rewriter(module).set_attributes(read, adc_step=1 / 256, adc_bits=24)
+    rows = 800
+    generator = torch.Generator().manual_seed(4)
+    a, b = (sample(shape, "s8", 1, generator) for shape in CASES["heads"][:2])
+    made = evaluate_function(
+        module.function(),
+        (a.expand(rows, *a.shape[1:]), b.expand(rows, *b.shape[1:])),
+        resources=ResourceStore(),
+        backend="crossbar",
+        target=target,
+        draws=Draws(6, (0,), tuple(range(rows))),
+    ).outputs[0]
+    error = made.double() - a.double() @ b.double()
+    digits = torch.stack([(b[0].long() + 128 >> (2 * s)) & 3 for s in range(4)]).double()
+    low = 1 / target.keys.device.on_off_ratio
+    step = (1 - low) / 3
+    g = low + digits * step
+    mean, variance = target.dynamic.write_noise.moments(g)
+    weight = torch.tensor([4.0**s for s in range(4)]).double()[:, None, None, None]
+    # The digits of an input count with their weights: what a cell is multiplied by is the input.
+    per_cell = (weight**2 * variance / step**2).sum(0)
+    bias = a[0].double() @ (weight * (mean - g) / step).sum(0)
+    wanted = (a[0].double() ** 2) @ per_cell
+    assert torch.allclose(error.var(0), wanted, rtol=0.3)
+    assert float((error.var(0) / wanted).mean()) == pytest.approx(1, abs=0.03)
+    assert torch.all((error.mean(0) - bias).abs() < 5 * (wanted / rows).sqrt() + 0.5)
+
+
+def test_draws_do_not_depend_on_batches_chunks_and_trials():
+    target = find_target("rram", (*ON, *CLIPFORMER))
+    _, module = lower(*mapped(*CASES["heads"], target))
+    generator = torch.Generator().manual_seed(7)
+    a, b = (sample(shape, "s8", 4, generator) for shape in CASES["heads"][:2])
+
+    def run(rows, trials, seed=1):
+        return evaluate_function(
+            module.function(),
+            [torch.cat([x[list(rows)]] * len(trials)) for x in (a, b)],
+            resources=ResourceStore(),
+            backend="crossbar",
+            target=target,
+            draws=Draws(seed, trials, rows),
+            trials=len(trials),
+        ).outputs[0]
+
+    whole = run((0, 1, 2, 3), (0, 1, 2))
+    for trial in range(3):
+        for row in range(4):
+            assert torch.equal(run((row,), (trial,))[0], whole[trial * 4 + row])
+    assert not torch.equal(whole[:4], whole[4:8])
+    assert not torch.equal(run((0,), (0,), seed=2)[0], whole[0])
+
+
+def test_a_device_keeps_its_deviation_from_write_to_write():
+    variation = 'device.variation={model="gaussian_variation", sigma_fraction=0.2}'
+    target = find_target("rram", (*QUIET, variation))
+    codes = sample(CASES["heads"][1], "s8", 1, torch.Generator().manual_seed(8))
+    held, layout = written(target, codes.expand(4, 2, 7, 9), Draws(1, (0, 1), (0, 1)))
+    cells = [held.of_row(row, codes[0], layout).cells.levels for row in range(4)]
+    assert torch.equal(cells[0], cells[1])
+    assert torch.equal(cells[2], cells[3])
+    assert not torch.equal(cells[0], cells[2])
+
+
+def test_a_second_device_holds_run_time_matrices():
+    sram = (
+        "dynamic.array.cell_bits=1",
+        "dynamic.array.encoding=offset",
+        "dynamic.device.levels=2",
+        'dynamic.device.write_noise={model="none"}',
+        'dynamic.device.read_noise={model="none"}',
+    )
+    noisy = find_target("rram", ON)
+    hybrid = find_target("rram", (*ON, *sram))
+    assert not hybrid.write_noise.silent and hybrid.dynamic.write_noise.silent
+    assert hybrid.keys.array.cell_bits == 2 and hybrid.dynamic.keys.array.cell_bits == 1
+    again = load_target("again", tomllib.loads(hybrid.text), "again.toml")
+    assert again.dynamic.text == hybrid.dynamic.text
+    generator = torch.Generator().manual_seed(9)
+    a, b = (sample(shape, "s8", 2, generator) for shape in CASES["heads"][:2])
+    wanted = a.double() @ b.double()
+    for target, exact in ((noisy, False), (hybrid, True)):
+        _, module = lower(*mapped(*CASES["heads"], target))
+        made = evaluate_function(
+            module.function(),
+            (a, b),
+            resources=ResourceStore(),
+            backend="crossbar",
+            target=target,
+            draws=Draws(0, (0,), (0, 1)),
+        ).outputs[0]
+        assert torch.equal(made.double(), wanted) == exact
+    write = next(op for op in module.walk() if op.name == "xbar.write")
+    assert write.cell_bits == 1 and write.encoding == "offset"
+
+
+def test_what_is_written_now_has_not_drifted_since_the_weights_were():
+    drift = 'device.drift={model="power_law_drift", exponent=0.05, reference_s=1.0}'
+    target = find_target("rram", (*ON, drift, "device.read_time_s=1e6"))
+    assert target.dynamic.keys.device.read_time_s == 0.0 and target.dynamic.drift.silent
+    kept = find_target(
+        "rram", (*ON, drift, "device.read_time_s=1e6", "dynamic.device.read_time_s=10.0")
+    )
+    assert kept.dynamic.keys.device.read_time_s == 10.0
+
+
+def test_gradients_pass_straight_through():
+    target = find_target("rram", (*ON, *CLIPFORMER))
+    _, module = lower(*mapped(*CASES["grouped heads"], target))
+    generator = torch.Generator().manual_seed(10)
+    a, b = (
+        sample(shape, "s8", 2, generator).requires_grad_() for shape in CASES["grouped heads"][:2]
+    )
+    made = evaluate_function(
+        module.function(),
+        (a, b),
+        resources=ResourceStore(),
+        backend="crossbar",
+        target=target,
+        draws=Draws(0, (0,), (0, 1)),
+    ).outputs[0]
+    product = a.double() @ b.double()
+    assert not torch.equal(made.double(), product)
+    upstream = torch.rand(made.shape, generator=generator)
+    found = torch.autograd.grad(made, (a, b), upstream)
+    wanted = torch.autograd.grad(product, (a, b), upstream.double())
+    for left, right in zip(found, wanted, strict=True):
+        assert torch.allclose(left, right, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "a, b, y, reason",
+    [
+        (("B", 2, 5, 7), (1, 2, 7, 9), ("B", 2, 5, 9), "no batch axis of its own"),
+        (("B", 5, 7), (7, 9), ("B", 5, 9), "no batch axis of its own"),
+    ],
+)
+def test_a_matrix_without_samples_is_refused(a, b, y, reason):
+    target = find_target("rram", QUIET)
+    module, _ = mapped(a, b, y, target)
+    find_backend("crossbar").load_rules()
+    op = next(op for op in module.walk() if op.name == "quant.matmul")
+    assert reason in find_backend("crossbar").legal(op, target)
+    # By the vector unit the product is what it always is.
+    assert find_backend("crossbar").legal(op, find_target("rram")) is None
+
+
+def test_a_size_that_nobody_states_is_asked_for():
+    text = (GOLDENS / "lowering" / "run-time-matrices.imc").read_text()
+    text = text.partition("// WEIGHTS: random 1\n")[2].partition("// ==== output")[0]
+    module = parse_module(text.replace(" sizes(S=128)", ""))
+    target = find_target("rram", ON)
+    context = PassContext(target=target, backend=find_backend("crossbar"))
+    with pytest.raises(DiagnosticError, match="depends on S"):
+        run_pipeline(module, parse_pipeline("map-crossbars, place"), context)
+
+
+@pytest.mark.parametrize(
+    "setting, key, words",
+    [
+        ("dynamic.device.levelz=4", "dynamic.device.levelz", "unknown key"),
+        ("dynamic.array.rows=0", "dynamic.array.rows", "greater than or equal to 1"),
+        ("dynamic.device.levels=2", "dynamic", "needs 4 levels"),
+        ("dynamic.pulses_per_row=1.0", "dynamic", "below pulses_per_cell"),
+        ("dynamic.matrices=sram", "dynamic.matrices", "'digital' or 'crossbar'"),
+        ('dynamic.device.write_noise={model="gausian"}', "dynamic.device.write_noise", "gaussian"),
+    ],
+)
+def test_faults_of_the_second_device_name_their_key(setting, key, words):
+    with pytest.raises(DiagnosticError) as caught:
+        find_target("rram", (setting,))
+    shown = str(caught.value)
+    assert key in shown and words in shown
+
+
+class Attention(nn.Module):
+    """Two layers of causal attention whose query heads share key heads, and a padding mask."""
+
+    def __init__(self, heads=4, groups=2, width=8):
+        super().__init__()
+        self.heads, self.groups, self.width = heads, groups, width
+        self.query = nn.Linear(12, heads * width)
+        self.pair = nn.Linear(12, 2 * groups * width)
+        self.out = nn.Linear(heads * width, 12)
+
+    def forward(self, x, seen):
+        batch, length, _ = x.shape
+        for _ in range(2):
+            query = self.query(x).reshape(batch, length, self.heads, -1).transpose(1, 2)
+            pair = self.pair(x).reshape(batch, length, 2, self.groups, -1).permute(2, 0, 3, 1, 4)
+            causal = torch.ones(length, length, dtype=torch.bool).tril()
+            y = nn.functional.scaled_dot_product_attention(
+                query, pair[0], pair[1], attn_mask=causal & seen[:, None, None], enable_gqa=True
+            )
+            x = x + self.out(y.transpose(1, 2).reshape(batch, length, -1))
+        return x
+
+
+def test_masked_attention_with_grouped_heads_runs_on_crossbars():
+    torch.manual_seed(0)
+    model = Attention().eval()
+    x = torch.randn(6, 10, 12)
+    seen = torch.ones(6, 10, dtype=torch.bool)
+    seen[3:, 7:] = False
+    inputs = (x, seen)
+    wide = (
+        "dynamic.matrices=crossbar",
+        "adc.bits=12",
+        "adc.range=full",
+        "array.cell_bits=1",
+        "dynamic.device.write_noise.sigma_fraction=0.3",
+    )
+    compiled = imcc.compile(
+        model, (x[:2], seen[:2]), target="rram", overrides=wide, calibration=[inputs]
+    )
+    ops = [op.name for op in compiled.module.function().ops]
+    assert ops.count("xbar.write") == ops.count("xbar.matmul") == 4
+    assert "nn.matmul" not in ops and "quant.matmul" not in ops
+    write = next(op for op in compiled.module.walk() if op.name == "xbar.write")
+    assert write.matrix.type.shape[1:3] == (2, 1)  # a matrix for each key head, not each query's
+    quantised = imcc.compile(
+        model,
+        (x[:2], seen[:2]),
+        target="rram",
+        overrides=wide,
+        calibration=[inputs],
+        to="optimized",
+    )
+    exact = compiled.executor.run(inputs, noisy=False)[0][0]
+    wanted = quantised.executor.run(inputs, noisy=False)[0][0]
+    assert torch.equal(exact, wanted)
+    assert rms(exact - model(*inputs)) < 0.03 * rms(model(*inputs))
+    noisy = compiled.executor.run(inputs, trials=(0, 1))[0]
+    assert 0 < rms(noisy[0] - exact) < rms(exact)
+    assert torch.equal(
+        noisy[1][2:4], compiled.executor.run((x[2:4], seen[2:4]), trials=(1,), first_sample=2)[0][0]
+    )
+
+
+def rms(x):
+    return float(x.detach().pow(2).mean().sqrt())

@@ -599,13 +599,16 @@ def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
     from imcc.backends.targets import write_toml
 
     keys, full = _validated(data, origin)
-    changes = keys.dynamic.changes
+    changes = copy.deepcopy(keys.dynamic.changes)
+    if keys.device.read_time_s:
+        # What an inference writes is read at once, however long ago the weights were programmed.
+        changes.setdefault("device", {}).setdefault("read_time_s", 0.0)
     written = _written(name, full, origin, changes)
     full["dynamic"] = {key: value for key, value in full["dynamic"].items() if value != {}}
-    if written is not None and "device" in changes:
+    if written is not None and keys.dynamic.device:
         # What noise tables name in other files is read in, so that the text is complete.
         for table, _ in NOISE_TABLES.values():
-            if table in changes["device"]:
+            if table in keys.dynamic.device:
                 full["dynamic"]["device"][table] = written.data["device"][table]
     return CrossbarTarget(name, "crossbar", full, write_toml(full), origin, keys, written)
 
@@ -630,16 +633,18 @@ def _written(
         return None
     data = copy.deepcopy({key: value for key, value in full.items() if key != "dynamic"})
     try:
-        keys, made = _validated(merged(data, copy.deepcopy(dict(changes))), origin)
+        keys, made = _validated(merged(data, changes), origin)
     except DiagnosticError as wrong:
         raise DiagnosticError(
-            [
-                item.at(
-                    message=item.message.replace(": key ", ": key dynamic.", 1).replace(
-                        ": unknown key ", ": unknown key dynamic.", 1
-                    )
-                )
-                for item in wrong.diagnostics
-            ]
+            [item.at(message=_of_dynamic(item.message, origin)) for item in wrong.diagnostics]
         ) from None
     return CrossbarTarget(name, "crossbar", made, write_toml(made), origin, keys)
+
+
+def _of_dynamic(message: str, origin: str) -> str:
+    """A fault of a changed key, with the place where the change stands."""
+    said = message.removeprefix(f"{origin}: ")
+    for what in ("key ", "unknown key "):
+        if said.startswith(what):
+            return f"{origin}: {what}dynamic.{said.removeprefix(what)}"
+    return f"{origin}: with the keys of dynamic, {said}"
