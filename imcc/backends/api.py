@@ -193,6 +193,10 @@ class Backend(ABC):
         """Writes to the cells behind the value of a state; None for what wears nothing."""
         return None
 
+    def write_energy(self, target: Target) -> tuple[str, float] | None:
+        """The component that counts writes to cells in a cost record, and pJ for one write."""
+        return None
+
     def targets(self) -> list[str]:
         """Names of the installed targets of this backend, sorted."""
         from imcc.backends.targets import list_targets

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from imcc.backends.api import find_backend
 from imcc.driver.compiled import CompiledModel, load_artifact_model
 from imcc.driver.data import CallInputs, as_inputs, evaluation_set
 from imcc.frontend.model_file import load_data_file
@@ -91,7 +92,7 @@ def adapt(
         chosen,
         record=record,
         good=held.good if held is not None and record is not None else None,
-        cost=step_cost(made.report_data),
+        cost=step_cost(made),
         evaluate=evaluate if evaluation is not None else None,
         save=save,
         progress=progress,
@@ -160,12 +161,17 @@ def _evaluate(
     return metric_value(metric, made.signature.rebuild([value[0] for value in outputs]), targets)
 
 
-def step_cost(report: Mapping[str, Any]) -> StepCost | None:
+def step_cost(made: CompiledModel) -> StepCost | None:
     """What a step costs by the report's entry point ``adapt``; None where that is not known."""
-    point = report.get("entry_points", {}).get("adapt")
+    point = made.report_data.get("entry_points", {}).get("adapt")
     if point is None or not point["energy_pj"]:
         return None
-    return StepCost(float(point["energy_pj"]), 0.0, float(point["latency_ns"]), 0.0)
+    writing = find_backend(made.target.backend).write_energy(made.target)
+    if writing is None:
+        return StepCost(float(point["energy_pj"]), float(point["latency_ns"]))
+    component, write_pj = writing
+    assumed = point["components"].get(component, {}).get("energy_pj") or 0.0
+    return StepCost(float(point["energy_pj"] - assumed), float(point["latency_ns"]), write_pj)
 
 
 def labelled_data(path: Path, names: list[str]) -> tuple[CallInputs, Tensor]:

@@ -104,12 +104,14 @@ class AdaptationRecord:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Energy and time of one call of ``@adapt``: a part for each sample, and one for the update."""
+    """What adaptation costs: pJ and ns of a sample without its writes, pJ of one write to a cell.
+
+    In a batch, each sample is charged a step of its own but for the writes, which are counted.
+    """
 
     sample_pj: float
-    update_pj: float
     sample_ns: float
-    update_ns: float
+    write_pj: float = 0.0
 
 
 class Adaptation:
@@ -380,8 +382,9 @@ class AdaptationRun:
                 record.status = "worn"
                 record.reason = f"{wear.worn} of {wear.cells} cells took all writes they endure"
         if cost is not None:
-            record.energy_pj = record.samples * cost.sample_pj + record.steps * cost.update_pj
-            record.latency_ns = record.samples * cost.sample_ns + record.steps * cost.update_ns
+            writes = wear.writes if wear is not None else 0
+            record.energy_pj = record.samples * cost.sample_pj + writes * cost.write_pj
+            record.latency_ns = record.samples * cost.sample_ns
 
     def _store(self) -> None:
         if self.save is not None:

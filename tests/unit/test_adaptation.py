@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import imcc
-from imcc.backends.api import Wear
+from imcc.backends.api import Wear, find_backend
+from imcc.backends.targets import find_target
 from imcc.cli.main import main
 from imcc.driver.adapting import labelled_data
 from imcc.driver.compiled import CompiledModel, load_artifact_model
@@ -293,6 +294,83 @@ def test_damaged_adapted_states_are_refused(artifact):
     (artifact / name).write_bytes(b"no tensors")
     with pytest.raises(DiagnosticError, match="not what the manifest says"):
         load_artifact(artifact)
+
+
+# -- crossbars ------------------------------------------------------------------------------------
+
+
+@cache
+def mapped(more=""):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+    passes = find_backend("crossbar").pipeline(find_target("rram"))
+    feedback = f'fold-batch-norm, insert-feedback{{rule="dfa" learning_rate=0.1{more}}},'
+    return imcc.compile(
+        model,
+        (torch.zeros(1, 8),),
+        target="rram",
+        passes=passes.replace("fold-batch-norm,", feedback),
+        calibration=samples(64)[0],
+    )
+
+
+def on_crossbars(overrides=()):
+    made = mapped()
+    target = find_target("rram", overrides)
+    return CompiledModel(made.module, made.resources, target, made.signature, made.report_data)
+
+
+def test_crossbars_adapt_and_say_what_it_cost():
+    made = on_crossbars()
+    options = AdaptationOptions(batch=8, passes=2, every=160)
+    record = imcc.adapt(made, samples(160), evaluation=samples(80, seed=1), options=options)
+    assert record.after > record.before + 0.3
+    point = made.report_data["entry_points"]["adapt"]
+    writes = record.writes["writes"]
+    assumed = point["components"]["cell_write"]["energy_pj"]
+    pulse_pj = made.target.keys.components.cell_write.energy_pj
+    wanted = 320 * (point["energy_pj"] - assumed) + writes * pulse_pj
+    assert writes > 0 and record.energy_pj == pytest.approx(wanted)
+    assert record.latency_ns == pytest.approx(320 * point["latency_ns"])
+
+
+def test_crossbars_go_on_where_they_were(tmp_path, monkeypatch):
+    data, options = samples(64), AdaptationOptions(batch=4, every=16)
+    whole, parts = tmp_path / "whole.zip", tmp_path / "parts"
+    for path in (whole, parts):
+        on_crossbars().save(path)
+    wanted = imcc.adapt(whole, data, options=options)
+    learn = Adaptation.step
+
+    def interrupted(self, inputs, labels, first_sample=0):
+        if first_sample >= 36:
+            raise KeyboardInterrupt
+        return learn(self, inputs, labels, first_sample)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adaptation, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            imcc.adapt(parts, data, options=options)
+    record = imcc.adapt(parts, data, options=options)
+    assert (record.samples, record.writes, record.recent) == (64, wanted.writes, wanted.recent)
+    x = samples(40, seed=1)[0]
+    assert torch.equal(imcc.load(parts)(x), imcc.load(whole)(x))
+
+
+def test_one_device_adapts_and_no_other():
+    made = on_crossbars()
+    imcc.adapt(made, samples(8), device=Device(seed=3, trial=2))
+    x = samples(4)[0]
+    assert (made.seed, made.trial) == (3, 2) and made(x).shape == (4, CLASSES)
+    with pytest.raises(DiagnosticError, match="one device adapted"):
+        made.executor.run([x], trials=(0,), seed=3)
+
+
+def test_cells_that_endure_little_end_the_run():
+    made = on_crossbars(["device.endurance_cycles=3"])
+    record = imcc.adapt(made, samples(200), options=AdaptationOptions(every=1))
+    assert record.status == "worn" and record.writes["most"] == 3
+    assert record.samples < 100
 
 
 # -- command line ---------------------------------------------------------------------------------

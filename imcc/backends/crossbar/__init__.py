@@ -101,6 +101,17 @@ class CrossbarBackend(Backend):
             return matrix_from(kind, tensors)
         return super().restore_state(kind, tensors, target)
 
+    def write_energy(self, target: Target) -> tuple[str, float] | None:
+        """Pulses of a write by the target's write noise, at the figure of ``cell_write``."""
+        from imcc.backends.crossbar.target import CrossbarTarget
+
+        if not isinstance(target, CrossbarTarget):
+            return None
+        pulse_pj = target.keys.components.cell_write.energy_pj
+        if pulse_pj is None:
+            return None
+        return "cell_write", pulse_pj * target.write_noise.pulses
+
     def wear(self, value: Any, target: Target | None) -> Wear | None:
         """Writes to the cells of a matrix since it was deployed."""
         from imcc.backends.crossbar.adaptation import wear_of
