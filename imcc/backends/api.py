@@ -144,7 +144,11 @@ class Backend(ABC):
         if rule is None:
             return OpCost(unknown=f"the backend {self.name!r} has no cost rule for {op.name}")
         made: OpCost = rule(op, target, activity)
-        return made
+        return self.with_transfers(op, made, target)
+
+    def with_transfers(self, op: Op, cost: OpCost, target: Target) -> OpCost:
+        """What an op's rule says and what the op moves, for hardware that counts that for all."""
+        return cost
 
     def op_times(self, op: Op) -> tuple[float, float] | None:
         """When ``op`` starts and ends in ns, or None where it is not scheduled."""

@@ -26,15 +26,18 @@ class Component(Keys):
     source: str = Field(min_length=1, description="where the figures come from")
     note: str = Field(default="", description="what to know when using them")
 
-    def figures(self, energy_pj: float | None = None) -> dict[str, Any]:
+    def figures(
+        self, energy_pj: float | None = None, area_um2: float | None = None
+    ) -> dict[str, Any]:
         """The figures as plain data, with unit, node and source; absent ones are left out.
 
-        ``energy_pj`` stands for the component's own where that depends on other keys.
+        ``energy_pj`` and ``area_um2`` stand for the component's own where those depend on other
+        keys.
         """
         made: dict[str, Any] = {}
         for key, value, unit in (
             ("energy", self.energy_pj if energy_pj is None else energy_pj, f"pJ per {self.per}"),
-            ("area", self.area_um2, "um2"),
+            ("area", self.area_um2 if area_um2 is None else area_um2, "um2"),
             ("leakage", self.leakage_uw, "uW"),
         ):
             if value is not None:

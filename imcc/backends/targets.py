@@ -179,9 +179,10 @@ def merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``base``, changed in place: tables key by key, models and figures as a whole."""
     for key, value in changes.items():
         held = base.get(key)
-        # Figures with a source and models with keys of their own are taken or left as a whole.
+        # Figures with a source, components of a library and models with keys of their own are
+        # taken or left as a whole.
         both = isinstance(held, dict) and isinstance(value, dict)
-        both = both and not ("source" in value or "model" in value)
+        both = both and not {"source", "model", "library"} & set(value)
         base[key] = merged(held, value) if both else value  # type: ignore[arg-type]
     return base
 

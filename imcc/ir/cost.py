@@ -91,11 +91,89 @@ class LayerCost:
         }
 
 
+COUNTED = "2 for each multiply-accumulate of matrix products as executed, once per inference"
+"""Which operations TOPS counts."""
+
+
+@dataclass(frozen=True)
+class Merit:
+    """Figures of merit of one inference.
+
+    ``operations`` are counted as :data:`COUNTED` says. ``tops`` is operations over ``interval_ns``
+    (from one input to the next), ``tops_per_w`` operations over energy, ``tops_per_mm2`` ``tops``
+    over area; ``edp_pj_ns`` is energy times latency, ``edap_pj_ns_um2`` that times area.
+    """
+
+    operations: float
+    interval_ns: float
+    tops: float
+    tops_per_w: float
+    tops_per_mm2: float
+    edp_pj_ns: float
+    edap_pj_ns_um2: float
+
+    @classmethod
+    def of(
+        cls,
+        operations: float,
+        energy_pj: float,
+        latency_ns: float,
+        area_um2: float,
+        interval_ns: float | None = None,
+    ) -> Merit | None:
+        """From totals; None where one of them is 0, so that a ratio means nothing."""
+        interval = latency_ns if interval_ns is None else interval_ns
+        if not (operations and energy_pj and interval and area_um2):
+            return None
+        # 1 operation / ns is 1e-3 tera-operations / s; 1 operation / pJ is 1 TOPS/W.
+        tops = operations / interval * 1e-3
+        edp = energy_pj * latency_ns
+        return cls(
+            operations,
+            interval,
+            tops,
+            operations / energy_pj,
+            tops / (area_um2 * 1e-6),
+            edp,
+            edp * area_um2,
+        )
+
+    def implied_edap_pj_ns_um2(self, latency_ns: float) -> float:
+        """EDAP that the other figures imply: they share operations, energy, time and area.
+
+        ``E = N / (TOPS/W)`` and ``A = N / (interval x TOPS/mm2)``, so that
+        ``EDAP = N^2 / (TOPS/W x TOPS/mm2) x latency / interval`` (with units). Where publications
+        give the three figures, this tells whether they count the same operations.
+        """
+        area = self.operations / self.interval_ns * 1e-3 / self.tops_per_mm2 * 1e6
+        return self.operations / self.tops_per_w * latency_ns * area
+
+    def to_json(self, latency_ns: float) -> dict[str, Any]:
+        """Plain JSON data with the statement of what is counted and the check."""
+        implied = self.implied_edap_pj_ns_um2(latency_ns)
+        agree = abs(implied - self.edap_pj_ns_um2) <= 1e-9 * self.edap_pj_ns_um2
+        return {
+            "operations": self.operations,
+            "counted": COUNTED,
+            "interval_ns": self.interval_ns,
+            "inferences_per_s": 1e9 / self.interval_ns,
+            "tops": self.tops,
+            "tops_per_w": self.tops_per_w,
+            "tops_per_mm2": self.tops_per_mm2,
+            "edp_pj_ns": self.edp_pj_ns,
+            "edap_pj_ns_um2": self.edap_pj_ns_um2,
+            "edap_agrees_with_tops": agree,
+        }
+
+
 @dataclass(frozen=True)
 class CostRecord:
     """Cost of one call of an entry point: totals, by component, by layer, with provenance.
 
-    ``energy_pj`` includes leakage over the latency. ``components`` maps a component to its energy,
+    ``energy_pj`` includes leakage over ``interval_ns``, the time from one input to the next (the
+    latency where layers do not overlap). ``operations`` are those that TOPS counts,
+    ``critical_path`` the layers that the latency is made of, ``compatibility`` what a closed-form
+    model of another tool, named in it, gives. ``components`` maps a component to its energy,
     area, events and figures. ``unknown`` lists ops whose cost is not known; they are *not* in the
     totals. ``activity`` says whether event counts rest on assumed, profiled or measured activity.
     """
@@ -110,6 +188,17 @@ class CostRecord:
     activity: str
     provenance: Mapping[str, Any]
     unknown: tuple[str, ...] = ()
+    operations: float = 0.0
+    interval_ns: float | None = None
+    critical_path: tuple[str, ...] = ()
+    compatibility: Mapping[str, Any] | None = None
+
+    @property
+    def merit(self) -> Merit | None:
+        """Figures of merit, where operations are counted and all totals are known."""
+        return Merit.of(
+            self.operations, self.energy_pj, self.latency_ns, self.area_um2, self.interval_ns
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, the ``entry_points`` items of the report."""
@@ -124,6 +213,9 @@ class CostRecord:
             "activity": self.activity,
             "provenance": dict(self.provenance),
             "unknown": list(self.unknown),
+            "merit": self.merit.to_json(self.latency_ns) if self.merit is not None else None,
+            "critical_path": list(self.critical_path),
+            "compatibility": dict(self.compatibility) if self.compatibility is not None else None,
         }
 
 

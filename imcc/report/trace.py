@@ -136,8 +136,8 @@ def _power(entries: list[OpEntry], process: int) -> list[dict[str, Any]]:
     """Mean dynamic power over time in mW (pJ / ns), as a counter."""
     changes: dict[float, float] = {}
     for entry in entries:
-        if entry.energy_pj is not None:
-            power = entry.energy_pj / entry.busy_ns
+        if entry.energy_pj is not None and _end(entry) > _start(entry):
+            power = entry.energy_pj / (_end(entry) - _start(entry))
             changes[_start(entry)] = changes.get(_start(entry), 0.0) + power
             changes[_end(entry)] = changes.get(_end(entry), 0.0) - power
     made, now = [], 0.0

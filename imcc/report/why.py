@@ -128,6 +128,12 @@ class _Asked:
     def total(self) -> Reason:
         value = self.point[self.kind]
         components = self.point["components"]
+        if self.kind == "latency_ns" and "pipelined" in self.point["provenance"]["cost_model"]:
+            return self._made(
+                value,
+                "end of the last op: layers overlap, these are on the critical path",
+                self._critical(),
+            )
         if self.kind == "latency_ns":
             return self._made(
                 value,
@@ -152,6 +158,17 @@ class _Asked:
             + (", plus leakage" if any(leaks) else ""),
             [*terms, *(leak for leak in leaks if leak is not None)],
         )
+
+    def _critical(self) -> Iterable[Reason]:
+        """Layers of the critical path, each from when the one before it lets it start."""
+        layers = {layer["name"]: layer for layer in self.point["layers"]}
+        now = 0.0
+        for name in self.point.get("critical_path") or ():
+            layer = layers[name]
+            if layer["end_ns"] > now:
+                how = f"from {exact(layer['start_ns'])} ns to {exact(layer['end_ns'])} ns"
+                yield Reason(name, layer["end_ns"] - now, "ns", how)
+                now = layer["end_ns"]
 
     def layer(self, layer: Mapping[str, Any], below: int) -> Reason:
         name = layer["name"]
@@ -243,7 +260,7 @@ class _Asked:
     def _leakage(self, name: str, held: Mapping[str, Any]) -> Reason | None:
         if held.get("leakage_pj") is None:
             return None
-        how = f"{exact(held.get('instances') or 0)} instances x leakage x latency"
+        how = f"{exact(held.get('instances') or 0)} instances x leakage x time to the next input"
         figure = figure_of(self.point, name, "leakage")
         return Reason(f"{name}: leakage", held["leakage_pj"], "pJ", how, None, figure)
 

@@ -15,7 +15,7 @@ from imcc.backends.api import Activity, Backend, Target, Wear
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from imcc.ir.cost import CostRecord, Placement
+    from imcc.ir.cost import CostRecord, OpCost, Placement
     from imcc.ir.module import Module
     from imcc.ir.ops import Op
     from imcc.ir.types import Type
@@ -70,6 +70,13 @@ class CrossbarBackend(Backend):
         from imcc.backends.crossbar.record import cost_record
 
         return cost_record(module, function, target, activity)
+
+    def with_transfers(self, op: Op, cost: OpCost, target: Target) -> OpCost:
+        """What the op moves over the chip and its pins; see ``traffic.py``."""
+        from imcc.backends.crossbar.target import CrossbarTarget
+        from imcc.backends.crossbar.traffic import with_traffic
+
+        return with_traffic(op, cost, target) if isinstance(target, CrossbarTarget) else cost
 
     def op_times(self, op: Op) -> tuple[float, float] | None:
         """What the pass ``schedule`` wrote."""

@@ -3,7 +3,8 @@
 An event is ``component.action``; its energy is the figure of ``components.<component>``. Counts
 that depend on data use the assumed density of ones in input digits, ``activity.input_bit_density``.
 
-Not modelled, and said so in every record: the network between tiles, control, clock tree, DRAM.
+What ops move over the chip and its pins is added by ``traffic.py``. Not modelled, and said so in
+every record: control and the clock tree.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from imcc.backends.crossbar.dialect import MatrixType, Mvm, Program
+from imcc.backends.crossbar.dialect import COPIES, UNITS, MatrixType, Mvm, Program, ReadMatrix
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.cost import OpCost
 from imcc.ir.dialects import core, nn, quant, snn
@@ -21,7 +22,7 @@ from imcc.ir.ops import Op, Value
 from imcc.ir.rules import COST
 from imcc.ir.types import SpikesType, TensorType
 
-NOT_MODELLED = ("network between tiles", "control and clock tree", "off-chip memory")
+NOT_MODELLED = ("control and clock tree",)
 
 
 def elements(value: Value) -> int:
@@ -57,6 +58,33 @@ def words(value: Value, target: CrossbarTarget) -> int:
     return math.ceil(bits / target.keys.digital.buffer_word_bits)
 
 
+def positions_of(op: Mvm) -> int:
+    """Input vectors that a read takes: positions of a window, tokens, time steps."""
+    return elements(op.y) // (op.held.columns * (op.held.blocks if op.held.split else 1))
+
+
+def operations_of(op: Op) -> int:
+    """Two for each multiply-accumulate of a product of matrices; 0 for any other op."""
+    if isinstance(op, Mvm):
+        return 2 * positions_of(op) * op.held.group_rows * op.held.columns
+    if isinstance(op, (ReadMatrix, quant.Matmul, nn.Matmul)):
+        a = op.x if isinstance(op, ReadMatrix) else op.a
+        return 2 * elements(op.y) * stated(tensor(a).shape[-1], a)
+    return 0
+
+
+def digit_ns(target: CrossbarTarget) -> float:
+    """Time of one input digit on one run of rows.
+
+    Columns that share a converter are read and converted in turn; with ``adc.sample_and_hold`` all
+    are sampled by one read, and conversions overlap the next one.
+    """
+    timing = target.keys.timing
+    if target.keys.adc.sample_and_hold:
+        return max(timing.read_ns, target.mux_steps * timing.conversion_ns)
+    return target.mux_steps * (timing.read_ns + timing.conversion_ns)
+
+
 @COST.register(Mvm, backend="crossbar")
 def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     """Read, convert, add.
@@ -64,14 +92,14 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     For each position and input digit: the drivers of active rows fire once for each run of
     columns, every cell of an active row passes current, every column of every run of rows is
     converted once (half as many conversions where pairs are), and every conversion is added.
-    ``columns_per_adc`` columns take turns at one converter, so a digit takes
-    ``columns_per_adc * (read_ns + conversion_ns)``, once for each run of rows that shares a
-    crossbar; all crossbars of the matrix work at once. Input codes come from the buffer once for
+    ``columns_per_adc`` columns take turns at one converter (:func:`digit_ns`), once for each run of
+    rows that shares a crossbar; all crossbars of the matrix work at once, and copies of it share
+    the positions. Input codes come from the buffer once for
     each position. The digital correction of offset codes adds up the inputs.
     """
     held = op.held
     keys = target.keys
-    positions = elements(op.y) // (held.columns * (held.blocks if held.split else 1))
+    positions = positions_of(op)
     reads = positions * op.digits
     density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
     pair = 2 if op.converts == "pair" else 1
@@ -79,8 +107,8 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     conversions = reads * columns // pair
     input_bits = positions * held.rows * op.input_bits
     turns = held.runs_in_turn
-    step = keys.timing.read_ns + keys.timing.conversion_ns
-    busy = reads * turns * target.mux_steps * step
+    copies = int(op.annotations.get(COPIES, 1))
+    busy = math.ceil(positions / copies) * op.digits * turns * digit_ns(target)
     sums = held.code_offset and not held.biased
     corrections = positions * held.rows if sums or op.weight_zero_point is not None else 0
     return OpCost(
@@ -94,10 +122,25 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
             "buffer_write.word": words(op.y, target),
         },
         busy,
-        note=f"{positions} positions x {op.digits} input digits x "
+        note=f"{positions} positions "
+        + (f"/ {copies} copies " if copies > 1 else "")
+        + f"x {op.digits} input digits x "
         + (f"{turns} runs of rows in turn x " if turns > 1 else "")
-        + f"{target.mux_steps} conversions of a converter x "
-        f"({keys.timing.read_ns:g} ns read + {keys.timing.conversion_ns:g} ns conversion)",
+        + digit_note(target),
+    )
+
+
+def digit_note(target: CrossbarTarget) -> str:
+    """How the time of one input digit comes about."""
+    timing, steps = target.keys.timing, target.mux_steps
+    if target.keys.adc.sample_and_hold:
+        return (
+            f"the longer of {timing.read_ns:g} ns read and {steps} conversions of "
+            f"{timing.conversion_ns:g} ns"
+        )
+    return (
+        f"{steps} conversions of a converter x "
+        f"({timing.read_ns:g} ns read + {timing.conversion_ns:g} ns conversion)"
     )
 
 
@@ -105,17 +148,18 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
 def _program(op: Program, target: CrossbarTarget, activity: str) -> OpCost:
     """Every cell of the matrix is written with the expected pulses of its write-noise model.
 
-    All cells of a row at once, row by row, all crossbars at the same time.
+    All cells of a row at once, row by row, all crossbars (and copies) at the same time.
     """
     held = op.matrix.type
     if not isinstance(held, MatrixType):
         raise TypeError(f"{op.matrix!r} is no matrix")
     pulses = target.write_noise.pulses
     rows = held.run_rows * held.runs_in_turn
+    copies = int(op.annotations.get(COPIES, 1))
     return OpCost(
         {
-            "cell_write.pulse": held.cells * pulses,
-            "row_driver.drive": held.rows * held.column_tiles * pulses,
+            "cell_write.pulse": held.cells * pulses * copies,
+            "row_driver.drive": held.rows * held.column_tiles * pulses * copies,
             "buffer_read.word": words(op.codes, target),
         },
         rows * pulses * target.keys.timing.write_ns,
@@ -151,12 +195,12 @@ def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCos
         events["alu_add.add"] = adds
     if multiplies:
         events["alu_multiply.multiply"] = multiplies
-    steps = math.ceil((adds + multiplies) / keys.digital.lanes)
+    lanes = keys.digital.lanes * int(op.annotations.get(UNITS, 1))
+    steps = math.ceil((adds + multiplies) / lanes)
     return OpCost(
         events,
         steps * keys.timing.clock_ns,
-        note=f"{adds + multiplies} operations on {keys.digital.lanes} lanes, "
-        f"{keys.timing.clock_ns:g} ns a step",
+        note=f"{adds + multiplies} operations on {lanes} lanes, {keys.timing.clock_ns:g} ns a step",
     )
 
 
@@ -164,7 +208,7 @@ def _vector(op: Op, target: CrossbarTarget, adds: int, multiplies: int) -> OpCos
 def _neuron(
     op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire, target: CrossbarTarget, activity: str
 ) -> OpCost:
-    """A digital neuron: its membrane lies in the buffer and is read and written in each step.
+    """A digital neuron: its membrane lies in a memory and is read and written in each step.
 
     A constant leak is one multiplication, a factor of 1 none; a division by a constant time
     constant is a multiplication by its inverse. A comparison is an addition, and so is a reset by
@@ -184,7 +228,10 @@ def _neuron(
     count = elements(op.x)
     made = _vector(op, target, adds * count, int(multiplies) * count)
     events = dict(made.events)
-    events["buffer_read.word"] += words(op.v, target)
+    # The states of all steps are a result, which _vector counts as written to the buffer.
+    states = words(op.v, target)
+    events["buffer_write.word"] -= states
+    events["membrane.word"] = 2 * states
     return dataclasses.replace(made, events=events)
 
 
@@ -272,19 +319,61 @@ def _mean(op: nn.AdaptiveAvgPool | nn.Mean, target: CrossbarTarget, activity: st
     return _vector(op, target, elements(op.x), elements(op.result))
 
 
-@COST.register(
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Gelu,
-    nn.Silu,
-    nn.Softmax,
-    nn.LayerNorm,
-    nn.RmsNorm,
-    core.Divide,
-    core.Power,
-    core.Unary,
-    core.Cast,
-    backend="crossbar",
-)
-def _no_figure(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
-    return OpCost(unknown="the target has no figures for division, roots, powers and conversion")
+def _looked_up(
+    op: Op, target: CrossbarTarget, lookups: int, adds: int = 0, multiplies: int = 0
+) -> OpCost:
+    """A vector op that also looks values of a function up, one in each lane and cycle."""
+    made = _vector(op, target, adds, multiplies)
+    keys = target.keys
+    lanes = keys.digital.lanes * int(op.annotations.get(UNITS, 1))
+    steps = math.ceil((lookups + adds + multiplies) / lanes)
+    return dataclasses.replace(
+        made,
+        events={**made.events, "lookup.read": lookups},
+        busy_ns=steps * keys.timing.clock_ns,
+        note=f"{lookups} lookups and {adds + multiplies} operations on {lanes} lanes, "
+        f"{keys.timing.clock_ns:g} ns a step",
+    )
+
+
+@COST.register(nn.Sigmoid, nn.Tanh, core.Unary, backend="crossbar")
+def _function(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    """One lookup for each element."""
+    return _looked_up(op, target, elements(op.result))
+
+
+@COST.register(nn.Gelu, nn.Silu, core.Divide, backend="crossbar")
+def _function_times(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    """A lookup (a distribution function, a sigmoid, an inverse) and a multiplication."""
+    count = elements(op.result)
+    return _looked_up(op, target, count, multiplies=count)
+
+
+@COST.register(core.Power, backend="crossbar")
+def _power(op: Op, target: CrossbarTarget, activity: str) -> OpCost:
+    """A logarithm, a multiplication, an exponential function."""
+    count = elements(op.result)
+    return _looked_up(op, target, 2 * count, multiplies=count)
+
+
+@COST.register(nn.Softmax, backend="crossbar")
+def _softmax(op: nn.Softmax, target: CrossbarTarget, activity: str) -> OpCost:
+    """Largest element, difference, exponential function, sum; an inverse for each row; products."""
+    count = elements(op.y)
+    rows = count // max(1, stated(tensor(op.y).shape[op.axis], op.y))
+    return _looked_up(op, target, count + rows, 3 * count, count)
+
+
+@COST.register(nn.LayerNorm, nn.RmsNorm, backend="crossbar")
+def _norm(op: nn.LayerNorm | nn.RmsNorm, target: CrossbarTarget, activity: str) -> OpCost:
+    """Squares and their sum, an inverse root for each row, scale; a mean and shift if centred."""
+    count = elements(op.result)
+    rows = count // math.prod(op.normalized_shape)
+    adds = 4 * count if isinstance(op, nn.LayerNorm) else count
+    return _looked_up(op, target, rows, adds, 3 * count)
+
+
+@COST.register(core.Cast, backend="crossbar")
+def _cast(op: core.Cast, target: CrossbarTarget, activity: str) -> OpCost:
+    """Shifts a significand by its exponent or back, as an addition does."""
+    return _vector(op, target, elements(op.result), 0)

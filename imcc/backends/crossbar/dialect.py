@@ -53,6 +53,10 @@ FIRST_CROSSBAR = declare_annotation("xbar.first_crossbar", int, doc="id of its f
 CROSSBARS = declare_annotation("xbar.crossbars", int, doc="how many crossbars, ids in a row")
 FIRST_TILE = declare_annotation("xbar.first_tile", int, doc="id of its first tile")
 TILES = declare_annotation("xbar.tiles", int, doc="how many tiles, ids in a row")
+COPIES = declare_annotation("xbar.copies", int, doc="copies of its matrix that share positions")
+HOPS = declare_annotation("xbar.hops", float, doc="mean hops from the mesh's middle to its tiles")
+UNIT = declare_annotation("xbar.unit", int, doc="first tile of the vector units that it runs on")
+UNITS = declare_annotation("xbar.units", int, doc="vector units that it runs on, one a tile")
 PLACE = (FIRST_CROSSBAR, CROSSBARS, FIRST_TILE, TILES)
 TIME = (START, END)
 

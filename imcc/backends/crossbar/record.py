@@ -6,23 +6,32 @@ from dataclasses import dataclass, field
 
 from imcc.backends.api import Activity, Target
 from imcc.backends.crossbar import BACKEND
-from imcc.backends.crossbar.cost import NOT_MODELLED
+from imcc.backends.crossbar.cost import NOT_MODELLED, operations_of, words
 from imcc.backends.crossbar.dialect import (
     CROSSBARS,
     FIRST_CROSSBAR,
     FIRST_TILE,
     TILES,
+    MatrixType,
+    Mvm,
     ReadMatrix,
     Write,
 )
 from imcc.backends.crossbar.learning_ops import MATRIX_OPS, matrix_of
-from imcc.backends.crossbar.learning_schedule import learning_part
+from imcc.backends.crossbar.learning_schedule import adapts, learning_part
+from imcc.backends.crossbar.streaming import busy_by_hardware
 from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.backends.crossbar.traffic import off_chip_bits
 from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.ir import codes
 from imcc.ir.cost import CostRecord, LayerCost, PlacedMatrix, Placement
 from imcc.ir.diagnostics import error
+from imcc.ir.dialects import snn
+from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Module
+from imcc.ir.ops import Op
+
+VECTOR_UNIT = ("alu_add", "alu_multiply", "lookup")
 
 
 @dataclass
@@ -60,11 +69,12 @@ def cost_record(
     tiles = len(set().union(*tile_sets))
     energies = {key: layer.energies(target) for key, layer in layers.items()}
     unknown += without_energy(layers.values(), target)
-    counts = _instances(tiles, target)
+    counts = _instances(tiles, target, _membrane_words(module, name, target))
     learning = learning_part(module.function(name), counts, tiles, target)
     latency = max((layer.end_ns for layer in layers.values()), default=0.0)
+    interval, bottleneck = _interval(module, name, target, latency)
     leakage = {
-        item: count * held.leakage_uw * latency * 1e-3
+        item: count * held.leakage_uw * interval * 1e-3
         for item, count in counts.items()
         if (held := target.components()[item]).leakage_uw is not None
     }
@@ -92,8 +102,11 @@ def cost_record(
         provenance={
             "target": target.name,
             "target_sha256": target.sha256,
-            "cost_model": "events times component figures; placement area; sequential schedule",
+            "cost_model": "events times component figures; placement area; "
+            f"{target.keys.scheduling.mode} schedule",
+            "inference": _what_one_inference_is(module, name),
             "sizes": {"B": 1, **module.sizes},
+            "bottleneck": bottleneck,
             "input_bit_density": target.keys.activity.input_bit_density,
             "not_modelled": list(NOT_MODELLED),
             **learning,
@@ -101,7 +114,94 @@ def cost_record(
             "leakage_unknown": sorted(set(counts) - set(leakage)),
         },
         unknown=tuple(unknown),
+        operations=sum(operations_of(op) for op in module.function(name).ops),
+        interval_ns=interval,
+        critical_path=_critical_path(module, name),
     )
+
+
+def _what_one_inference_is(module: Module, name: str) -> str:
+    sizes = ", ".join(f"{symbol} = {size}" for symbol, size in {"B": 1, **module.sizes}.items())
+    arguments = ", ".join(
+        f"%{item.name}: {item.type}"
+        for item in module.function(name).arguments
+        if not isinstance(item.type, MatrixType)
+    )
+    return f"one call of @{name} with {sizes}: {arguments}"
+
+
+def _interval(
+    module: Module, name: str, target: CrossbarTarget, latency: float
+) -> tuple[float, str]:
+    """Time from one input to the next, and what sets it: the busiest hardware of a pipeline."""
+    function = module.function(name)
+    if target.keys.scheduling.mode != "pipelined" or adapts(function) or not latency:
+        return latency, "all ops: the next input waits for the last of them"
+    busy = {op: BACKEND.op_cost(op, target).busy_ns for op in function.ops}
+    held, layers = busy_by_hardware(module, name, busy)
+    pins = sum(off_chip_bits(op) for op in busy) / target.keys.off_chip.bits_per_ns
+    slowest = max(held, key=lambda item: held[item], default="")
+    if pins > held.get(slowest, 0.0):
+        return pins, "the pins"
+    return held[slowest], f"{slowest} ({layers[slowest]})"
+
+
+def _critical_path(module: Module, name: str) -> tuple[str, ...]:
+    """Layers back from the op that ends last, each the operand (or hardware) that it waited for.
+
+    Where an op follows another without a gap, that op is the one it waited for; where layers
+    overlap, the operand that is complete last.
+    """
+    timed = [
+        (op, times)
+        for op in module.function(name).ops
+        if (times := BACKEND.op_times(op)) is not None and times[1] > times[0]
+    ]
+    by_end = {times[1]: op for op, times in reversed(timed)}
+    held = dict(timed)
+    op = max(held, key=lambda item: held[item][1], default=None)
+    path: list[str] = []
+    while op is not None:
+        layer = op.scope or op.name
+        if not path or path[-1] != layer:
+            path.append(layer)
+        start = held[op][0]
+        before = by_end.get(start)
+        if before is None or before is op or held[before][0] >= start:
+            before = _latest_operand(op, held)
+        op = before
+    return tuple(reversed(path))
+
+
+def _latest_operand(op: Op, held: dict[Op, tuple[float, float]]) -> Op | None:
+    """The op with a time of its own that completes an operand last, through those without one."""
+    found: list[Op] = []
+    seen: set[Op] = set()
+    waiting = [value.owner for value in op.operands]
+    while waiting:
+        owner = waiting.pop()
+        if owner is None or owner in seen:
+            continue
+        seen.add(owner)
+        if owner in held:
+            found.append(owner)
+        else:
+            waiting += [value.owner for value in owner.operands]
+    return max(found, key=lambda item: held[item][1], default=None)
+
+
+def _membrane_words(module: Module, name: str, target: CrossbarTarget) -> int:
+    """Buffer words that hold the membranes of all neurons, one state each."""
+    total = 0
+    for op in module.function(name).ops:
+        if isinstance(op, (snn.LeakyIntegrator, snn.LeakyIntegrateAndFire)):
+            total += -(-words(op.v, target) // _steps(op))
+    return total
+
+
+def _steps(op: snn.LeakyIntegrator | snn.LeakyIntegrateAndFire) -> int:
+    shape = tensor(op.x).shape
+    return shape[0] if op.time_axis and shape and isinstance(shape[0], int) else 1
 
 
 def _gather(
@@ -144,33 +244,42 @@ def placement(module: Module, function: str, target: Target) -> Placement | None
     )
 
 
-def _instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
-    """Instances of each component on the tiles in use, and of the chip's vector unit."""
+def _instances(tiles: int, target: CrossbarTarget, membrane_words: int = 0) -> dict[str, int]:
+    """Instances of each component on the tiles in use, of vector units and membrane memory."""
     array = target.keys.array
     crossbars = tiles * target.crossbars_per_tile
     adcs = crossbars * target.adcs_per_crossbar
     lanes = target.keys.digital.lanes
-    return {
+    if target.keys.digital.per == "tile":
+        lanes *= max(1, tiles)
+    made = {
         "cell_read": crossbars * array.rows * array.columns,
         "row_driver": crossbars * array.rows,
         "column_driver": crossbars * array.columns,
         "adc": adcs,
         "shift_add": adcs,
         "buffer_read": tiles,
+        "htree": tiles,
+        "noc": tiles,
         "alu_add": lanes,
         "alu_multiply": lanes,
+        "lookup": lanes,
     }
+    if membrane_words:
+        made["membrane"] = membrane_words
+    return made
 
 
 def _area(component: str, count: int, target: CrossbarTarget) -> float | None:
-    figure = target.components()[component].area_um2
+    figure = target.area_um2(component)
     return None if figure is None else figure * count
 
 
 def _tile_instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
-    """Instances on some tiles, without the vector unit, which is the chip's."""
+    """Instances on some tiles, without what is the chip's."""
     counts = _instances(tiles, target)
-    return {item: counts[item] for item in counts if item not in ("alu_add", "alu_multiply")}
+    shared = () if target.keys.digital.per == "tile" else VECTOR_UNIT
+    return {item: counts[item] for item in counts if item not in shared}
 
 
 def _tile_area(target: CrossbarTarget) -> float:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-from imcc.backends.crossbar.cost import elements, multiply_accumulate, stated, words
+from imcc.backends.crossbar.cost import (
+    digit_note,
+    digit_ns,
+    elements,
+    multiply_accumulate,
+    stated,
+    words,
+)
 from imcc.backends.crossbar.dialect import MatrixType, ReadMatrix, Write, slices_of
 from imcc.backends.crossbar.lowering import Mapping
 from imcc.backends.crossbar.target import CrossbarTarget
@@ -177,7 +184,6 @@ def _read(op: ReadMatrix, target: CrossbarTarget, activity: str) -> OpCost:
     if op.x_zero_point is not None or lifted:
         corrections += held.rows * held.group_columns
     input_words = positions * held.rows * op.input_bits / keys.digital.buffer_word_bits
-    step = keys.timing.read_ns + keys.timing.conversion_ns
     return OpCost(
         {
             "row_driver.drive": reads * density * held.rows * held.column_tiles,
@@ -188,8 +194,6 @@ def _read(op: ReadMatrix, target: CrossbarTarget, activity: str) -> OpCost:
             "buffer_read.word": math.ceil(input_words),
             "buffer_write.word": words(op.y, target),
         },
-        reads * own.mux_steps * step,
-        note=f"{positions} positions x {op.digits} input digits x {own.mux_steps} conversions of "
-        f"a converter x ({keys.timing.read_ns:g} ns read + {keys.timing.conversion_ns:g} ns "
-        "conversion)",
+        reads * digit_ns(own),
+        note=f"{positions} positions x {op.digits} input digits x {digit_note(own)}",
     )

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from imcc.backends.api import Target
+from imcc.backends.crossbar.library import resolved
 from imcc.backends.crossbar.noise import (
     CellScale,
     NoiseKeys,
@@ -89,6 +90,17 @@ class Array(Keys):
     wires: Wires = Field(default=Wires(), description="IR drop")
 
 
+class Technology(Keys):
+    """The process that the chip is made in."""
+
+    node_nm: float | None = Field(
+        default=None,
+        ge=7,
+        le=130,
+        description="node that figures of other nodes are scaled to; absent: none is scaled",
+    )
+
+
 class Dac(Keys):
     """Drivers of the rows."""
 
@@ -123,6 +135,11 @@ class Adc(Keys):
         default=0.0,
         ge=0,
         description="standard deviation of a converter's offset, fixed for a chip, in its steps",
+    )
+    sample_and_hold: bool = Field(
+        default=False,
+        description="whether all columns are sampled at one read, whose conversions overlap the "
+        "next read; else columns that share a converter are read in turn",
     )
 
     @model_validator(mode="after")
@@ -178,6 +195,46 @@ class Hierarchy(Keys):
         default=None, ge=1, description="tiles on the chip; absent: as many as it takes"
     )
     share_tiles: bool = Field(default=False, description="whether one tile may serve two layers")
+    partial_sums: Literal["tree", "chain"] = Field(
+        default="tree",
+        description="how sums of a layer's tiles are added up: in pairs, or from tile to tile",
+    )
+    max_copies: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="copies of the slowest matrix, which share its positions; others get as many "
+        "as keep up with it, fewer where the chip's tiles run out",
+    )
+
+
+class Scheduling(Keys):
+    """In which order layers work."""
+
+    mode: Literal["sequential", "pipelined"] = Field(
+        default="sequential",
+        description="one op after another; or layers at the same time on successive inputs",
+    )
+    handover: Literal["rows", "whole"] = Field(
+        default="rows",
+        description="a pipelined layer starts with the first rows, tokens or samples of the layer "
+        "before, or when that is done",
+    )
+
+
+class Network(Keys):
+    """The network between tiles: a square mesh, the vector unit and the pins in its middle."""
+
+    flit_bits: int = Field(default=256, ge=1, description="bits that a link moves in one cycle")
+    hop_ns: float = Field(default=1.0, ge=0, description="from one router to the next")
+
+
+class OffChip(Keys):
+    """Memory outside the chip, which holds inputs, outputs and weights before programming."""
+
+    bits_per_ns: float = Field(
+        default=1000.0, gt=0, description="bandwidth; 1000 bits a nanosecond are 125 GB/s"
+    )
 
 
 class Timing(Keys):
@@ -192,7 +249,10 @@ class Timing(Keys):
 class Digital(Keys):
     """Units for what is not a matrix product."""
 
-    lanes: int = Field(ge=1, description="32-bit lanes of the chip's vector unit")
+    lanes: int = Field(ge=1, description="32-bit lanes of a vector unit")
+    per: Literal["chip", "tile"] = Field(
+        default="chip", description="one vector unit, or one on each tile for its layer's ops"
+    )
     buffer_word_bits: int = Field(
         ge=1, description="bits of one buffer access that components.buffer_* count"
     )
@@ -304,14 +364,22 @@ class Learning(Keys):
 
 
 class CrossbarComponent(Component):
-    """A component whose energy may depend on the resolution of the converters."""
+    """A component whose energy and area may depend on the resolution of the converters."""
 
     energy_pj_by_bits: dict[str, float] | None = Field(
         default=None,
         description="energy of one event by resolution, log-linear between; instead of energy_pj",
     )
 
-    @field_validator("energy_pj_by_bits")
+    area_um2_by_bits: dict[str, float] | None = Field(
+        default=None,
+        description="area of one instance by resolution, log-linear between; instead of area_um2",
+    )
+    scales: bool = Field(
+        default=True, description="whether technology.node_nm applies: not to what is off the chip"
+    )
+
+    @field_validator("energy_pj_by_bits", "area_um2_by_bits")
     @classmethod
     def _bits(cls, table: dict[str, float] | None) -> dict[str, float] | None:
         for key, value in (table or {}).items():
@@ -323,22 +391,32 @@ class CrossbarComponent(Component):
     def _one(self) -> CrossbarComponent:
         if self.energy_pj is not None and self.energy_pj_by_bits is not None:
             raise ValueError("energy_pj and energy_pj_by_bits exclude each other")
+        if self.area_um2 is not None and self.area_um2_by_bits is not None:
+            raise ValueError("area_um2 and area_um2_by_bits exclude each other")
         return self
 
     def energy(self, bits: int) -> float | None:
-        """Energy of one event in pJ at a resolution, or None if there is no figure for it.
+        """Energy of one event in pJ at a resolution, or None if there is no figure for it."""
+        table = self.energy_pj_by_bits
+        return self.energy_pj if table is None else log_linear(table, bits)
 
-        Between two resolutions of the table the logarithm of the energy is linear in the bits;
-        beyond the table nothing is known.
-        """
-        if self.energy_pj_by_bits is None:
-            return self.energy_pj
-        known = sorted((int(key), value) for key, value in self.energy_pj_by_bits.items())
-        for (low, first), (high, last) in zip(known, known[1:] or known, strict=False):
-            if low <= bits <= high:
-                share = (bits - low) / (high - low) if high > low else 0.0
-                return math.exp((1 - share) * math.log(first) + share * math.log(last))
-        return None
+    def area(self, bits: int) -> float | None:
+        """Area of one instance in um2 at a resolution, or None if there is no figure for it."""
+        table = self.area_um2_by_bits
+        return self.area_um2 if table is None else log_linear(table, bits)
+
+
+def log_linear(table: Mapping[str, float], bits: int) -> float | None:
+    """A figure by resolution: between two of the table its logarithm is linear in the bits.
+
+    Beyond the table nothing is known: None.
+    """
+    known = sorted((int(key), value) for key, value in table.items())
+    for (low, first), (high, last) in zip(known, known[1:] or known, strict=False):
+        if low <= bits <= high:
+            share = (bits - low) / (high - low) if high > low else 0.0
+            return math.exp((1 - share) * math.log(first) + share * math.log(last))
+    return None
 
 
 class Components(Keys):
@@ -354,6 +432,26 @@ class Components(Keys):
     buffer_write: CrossbarComponent = Field(description="write access to a tile's buffer")
     alu_add: CrossbarComponent = Field(description="addition or comparison of one vector lane")
     alu_multiply: CrossbarComponent = Field(description="multiplication of one vector lane")
+    lookup: CrossbarComponent = Field(
+        default=CrossbarComponent(per="lookup", node_nm=32, source="no figure"),
+        description="table of a function in one vector lane: exp, inverse, root, sigmoid",
+    )
+    membrane: CrossbarComponent = Field(
+        default=CrossbarComponent(per="buffer word", node_nm=32, source="no figure"),
+        description="read or write access to the memory of neurons' membranes",
+    )
+    htree: CrossbarComponent = Field(
+        default=CrossbarComponent(per="bit", node_nm=32, source="no figure"),
+        description="wires from a tile's buffer to its crossbars and back",
+    )
+    noc: CrossbarComponent = Field(
+        default=CrossbarComponent(per="flit and hop", node_nm=32, source="no figure"),
+        description="router and link between neighbouring tiles, one router for each tile",
+    )
+    off_chip: CrossbarComponent = Field(
+        default=CrossbarComponent(per="bit", node_nm=32, source="no figure"),
+        description="access to memory outside the chip",
+    )
 
 
 class TargetKeys(Keys):
@@ -361,6 +459,7 @@ class TargetKeys(Keys):
 
     backend: Literal["crossbar"] = Field(description="the backend's name")
     summary: str = Field(default="", description="one line for `imcc targets`")
+    technology: Technology = Field(default=Technology(), description="the process")
     array: Array = Field(description="one crossbar")
     dac: Dac = Field(default=Dac(), description="row drivers")
     adc: Adc = Field(description="column converters")
@@ -369,6 +468,9 @@ class TargetKeys(Keys):
     timing: Timing = Field(description="durations")
     digital: Digital = Field(description="vector unit and buffers")
     dynamic: Dynamic = Field(default=Dynamic(), description="matrices computed at run time")
+    scheduling: Scheduling = Field(default=Scheduling(), description="order of layers")
+    network: Network = Field(default=Network(), description="network between tiles")
+    off_chip: OffChip = Field(default=OffChip(), description="memory outside the chip")
     activity: ActivityKeys = Field(default=ActivityKeys(), description="assumed activity of data")
     learning: Learning = Field(default=Learning(), description="weights that adapt")
     components: Components = Field(description="energy, area and leakage figures with sources")
@@ -588,10 +690,15 @@ class CrossbarTarget(Target):
         made: CrossbarComponent = getattr(self.keys.components, component)
         return made.energy(self.keys.adc.bits)
 
+    def area_um2(self, component: str) -> float | None:
+        """Area of one instance of a component, or None if unknown."""
+        made: CrossbarComponent = getattr(self.keys.components, component)
+        return made.area(self.keys.adc.bits)
+
     def figures(self, component: str) -> dict[str, Any]:
         """The figures of a component as plain data, with unit, node and source."""
         held: CrossbarComponent = getattr(self.keys.components, component)
-        return held.figures(self.energy_pj(component))
+        return held.figures(self.energy_pj(component), self.area_um2(component))
 
 
 def load(name: str, data: dict[str, Any], origin: str) -> CrossbarTarget:
@@ -618,7 +725,7 @@ def _validated(data: dict[str, Any], origin: str) -> tuple[TargetKeys, dict[str,
     from imcc.backends.targets import validate
 
     chosen = [_chosen(data, table, usual) for table, usual in NOISE_TABLES.values()]
-    data = _resolved(data, chosen, Path(origin).parent)
+    data = resolved(_resolved(data, chosen, Path(origin).parent), origin)
     keys = validate(_keys_with(*chosen), data, origin)
     return keys, keys.model_dump(exclude_none=True)
 
