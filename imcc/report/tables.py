@@ -48,6 +48,8 @@ def print_report(report: dict[str, Any], file: IO[str]) -> None:
     console = _headed(report, file)
     _accuracy(console, report.get("accuracy"))
     _totals(console, report)
+    _merit(console, report)
+    _compatibility(console, report)
     _layers(console, report)
     _components(console, report)
 
@@ -155,6 +157,49 @@ def _totals(console: Any, report: dict[str, Any]) -> None:
     if report["resources"]:
         shown = ", ".join(f"{count} {name}" for name, count in report["resources"].items())
         console.print(plain(f"  {shown}"))
+
+
+def _merit(console: Any, report: dict[str, Any]) -> None:
+    """Throughput and efficiency of one inference, and what they count."""
+    point = report["entry_points"]["inference"]
+    merit = point.get("merit")
+    if not merit:
+        return
+    console.print(
+        plain(
+            f"  {merit['tops']:.4g} TOPS, {merit['tops_per_w']:.4g} TOPS/W, "
+            f"{merit['tops_per_mm2']:.4g} TOPS/mm2, {merit['inferences_per_s']:.4g} inferences/s; "
+            f"EDP {1e-21 * merit['edp_pj_ns']:.4g} J s, "
+            f"EDAP {1e-21 * 1e-6 * merit['edap_pj_ns_um2']:.4g} J s mm2"
+        )
+    )
+    said = point["provenance"].get("inference")
+    console.print(plain(f"  operations: {merit['counted']}"))
+    if said:
+        console.print(plain(f"  an inference is {said}"))
+
+
+def _compatibility(console: Any, report: dict[str, Any]) -> None:
+    """Another tool's closed form beside the event model."""
+    point = report["entry_points"]["inference"]
+    held = point.get("compatibility")
+    if not held:
+        return
+    table = table_of(
+        f"As {held['model']} computes it, {held['time_steps']} time steps",
+        "",
+        held["model"],
+        "events",
+    )
+    resources = report.get("resources") or {}
+    for name in ("pes", "tiles"):
+        table.add_row(name.replace("pes", "PEs"), str(held[name]), str(resources.get(name, "-")))
+    for name, unit in (("area_um2", "um2"), ("energy_pj", "pJ"), ("latency_ns", "ns")):
+        what = name.rsplit("_", 1)[0]
+        table.add_row(what, quantity(held[name], unit), quantity(point[name], unit))
+    console.print(table)
+    for item in held["oddities"]:
+        console.print(plain(f"  {held['model']}: {item}"))
 
 
 def _layers(console: Any, report: dict[str, Any]) -> None:

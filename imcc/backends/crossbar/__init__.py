@@ -43,24 +43,28 @@ class CrossbarBackend(Backend):
         return load(name, data, origin)
 
     def pipeline(self, target: Target) -> str:
-        """Quantise to 8 bits, map, calibrate the converters, place, schedule."""
+        """Quantise (weights to ``array.weight_bits``), map, calibrate, place, schedule."""
         calibrated = "calibrate-adc, " if target.data["adc"]["range"] == "calibrated" else ""
+        bits = target.data["array"]["weight_bits"]
+        weights = "" if bits == 8 else f"{{bits={bits}}}"
         written = target.data["dynamic"]["matrices"] == "crossbar"
         products = '{matmul="symmetric"}' if written else ""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
-            f"quantize-spikes, calibrate-activations{products}, quantize-weights, "
+            f"quantize-spikes, calibrate-activations{products}, quantize-weights{weights}, "
             f"quantize-learning, integer-arithmetic, dead-code, map-crossbars, {calibrated}"
             "place, schedule"
         )
 
     def cost_pipeline(self, target: Target) -> str:
-        """Codes of 8 bits without numbers in place of quantisation: costs rest on shapes."""
+        """Codes without numbers in place of quantisation: costs rest on shapes."""
+        bits = target.data["array"]["weight_bits"]
         written = target.data["dynamic"]["matrices"] == "crossbar"
-        products = '{matmul="symmetric"}' if written else ""
+        options = ([] if bits == 8 else [f"weight_bits={bits}"]) + ['matmul="symmetric"'] * written
+        chosen = f"{{{' '.join(options)}}}" if options else ""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
-            f"assume-codes{products}, dead-code, map-crossbars, place, schedule"
+            f"assume-codes{chosen}, dead-code, map-crossbars, place, schedule"
         )
 
     def cost(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from imcc.backends.api import Activity, Target
 from imcc.backends.crossbar import BACKEND
@@ -117,6 +118,21 @@ def cost_record(
         operations=sum(operations_of(op) for op in module.function(name).ops),
         interval_ns=interval,
         critical_path=_critical_path(module, name),
+        compatibility=_compatibility(module, name, target),
+    )
+
+
+def _compatibility(module: Module, name: str, target: CrossbarTarget) -> dict[str, Any] | None:
+    """What another tool's closed form says of an entry point that reads crossbars."""
+    held = target.keys.compatibility
+    if held.model == "none" or not any(isinstance(op, Mvm) for op in module.function(name).ops):
+        return None
+    from imcc.backends.crossbar.spikesim import closed_form, layers_of
+
+    layers, steps = layers_of(module, name)
+    keys = target.keys
+    return closed_form(
+        layers, steps, keys.array.rows, keys.hierarchy.pes_per_tile, held.device, held.order
     )
 
 

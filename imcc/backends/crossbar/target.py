@@ -67,6 +67,9 @@ class Array(Keys):
     rows: int = Field(ge=1, le=4096, description="word lines of one crossbar")
     columns: int = Field(ge=2, le=4096, description="bit lines of one crossbar")
     cell_bits: int = Field(ge=1, le=8, description="bits of one cell: 2^cell_bits levels")
+    weight_bits: int = Field(
+        default=8, ge=2, le=8, description="bits that the default pipeline quantises weights to"
+    )
     encoding: Encoding = Field(
         default="differential",
         description="signed weights: in pairs of columns; positive and negative ones in arrays of "
@@ -312,6 +315,18 @@ class Dynamic(Keys):
         return {name: held for name in names if (held := getattr(self, name))}
 
 
+class Compatibility(Keys):
+    """A closed-form cost model of another tool, in the report beside that of events."""
+
+    model: Literal["none", "spikesim"] = Field(default="none", description="which one")
+    device: Literal["rram", "sram"] = Field(
+        default="rram", description="crossbars that the model takes its constants of"
+    )
+    order: Literal["any", "refuse"] = Field(
+        default="any", description="layers whose PE counts decrease: compute all the same, refuse"
+    )
+
+
 class ActivityKeys(Keys):
     """Assumptions about data where a cost depends on it."""
 
@@ -411,6 +426,8 @@ def log_linear(table: Mapping[str, float], bits: int) -> float | None:
 
     Beyond the table nothing is known: None.
     """
+    if str(bits) in table:
+        return table[str(bits)]
     known = sorted((int(key), value) for key, value in table.items())
     for (low, first), (high, last) in zip(known, known[1:] or known, strict=False):
         if low <= bits <= high:
@@ -471,6 +488,9 @@ class TargetKeys(Keys):
     scheduling: Scheduling = Field(default=Scheduling(), description="order of layers")
     network: Network = Field(default=Network(), description="network between tiles")
     off_chip: OffChip = Field(default=OffChip(), description="memory outside the chip")
+    compatibility: Compatibility = Field(
+        default=Compatibility(), description="figures as another tool computes them"
+    )
     activity: ActivityKeys = Field(default=ActivityKeys(), description="assumed activity of data")
     learning: Learning = Field(default=Learning(), description="weights that adapt")
     components: Components = Field(description="energy, area and leakage figures with sources")
