@@ -37,6 +37,9 @@ class InsertFeedback(Pass):
       is repeated over time steps.
     - ``dfa-shared``: as ``dfa``, each B being the first rows of one matrix, which is read once.
 
+    With ``feedback = "channels"`` B projects to the channels of a feature map and is repeated over
+    its positions too: as over time steps, where a convolution runs along time.
+
     Elements of B are normal with deviation ``feedback_scale / sqrt(outputs)``, drawn from the
     run's seed. Each adapted weight is updated by ``w - learning_rate * dw`` (``learn.update``).
 
@@ -64,6 +67,9 @@ class InsertFeedback(Pass):
     )
     feedback_scale: float = option(
         default=1.0, minimum=0.0, doc="deviation of B e relative to that of e"
+    )
+    feedback: Literal["elements", "channels"] = option(
+        default="elements", doc="what has rows of B of its own: elements of a layer, or channels"
     )
     neurons: Literal["auto", "through_time", "local"] = option(
         default="auto", doc="how gradients pass spiking neurons"
@@ -152,6 +158,7 @@ class _Backward:
         local = options.neurons == "local" or (options.neurons == "auto" and options.rule != "bp")
         self.through_time = not local
         self.source: Op | None = None
+        self.maps: dict[Value, Value] = {}
 
     def run(self, labels: Value, parameters: dict[str, Value]) -> None:
         """Append error, gradients and updates; return outputs and new states."""
@@ -171,6 +178,12 @@ class _Backward:
             if name in parameters
         }
         depends = _dependants(forward, states.values())
+        # Before gradients read what the layers read.
+        self.maps = {
+            op.x: self._map_of(op.x)
+            for op in forward
+            if isinstance(op, MATRIX_OPS) and op.x in depends and self.options.rule != "bp"
+        }
         self.source = output.owner
         error = learn.OutputError(y=output, labels=labels, loss=self.options.loss)
         self.error = self.emit(error).result
@@ -229,7 +242,10 @@ class _Backward:
         """Give ``value`` the gradient ``B e``, once however many layers read it."""
         if self.error is None:
             return
+        value = self.maps.get(value, value)
         leading, rest = self._layout(value)
+        positions = len(rest) - self._kept(rest)
+        rest = rest[: len(rest) - positions]
         rows = math.prod(rest)
         if self.shared is not None:
             projected = self.emit(core.Slice(x=self.shared, axis=1, start=0, stop=rows)).result
@@ -237,10 +253,30 @@ class _Backward:
             projected = self.emit(nn.Linear(x=self.error, weight=self._matrix(value, rows))).result
         shape: tuple[Dim, ...] = (tensor(projected).shape[0], *rest)
         made = self.emit(core.Reshape(x=projected, shape=shape)).result
-        if leading:
-            axes = tuple(range(-len(tensor(value).shape), -len(shape)))
+        if leading or positions:
+            rank = tensor(value).rank
+            axes = (*range(-rank, len(leading) - rank), *range(-positions, 0))
             made = self.emit(learn.Spread(dy=made, x=value, axes=axes)).result
         self._add(value, made)
+
+    def _map_of(self, value: Value) -> Value:
+        """With feedback to channels, the feature map that a flattened value is made of."""
+        owner = value.owner
+        while (
+            self.options.feedback == "channels"
+            and isinstance(owner, core.Reshape)
+            and len(owner.y.users) == 1
+            and BATCH in tensor(owner.x).shape
+            and len(self._layout(owner.x)[1]) > len(self._layout(value)[1])
+        ):
+            value = owner.x
+            owner = value.owner
+        return value
+
+    def _kept(self, rest: tuple[int, ...]) -> int:
+        """Axes behind the batch that have rows of B of their own."""
+        channels = self.options.feedback == "channels" and len(rest) > 1
+        return 1 if channels else len(rest)
 
     def _layout(self, value: Value) -> tuple[tuple[Dim, ...], tuple[int, ...]]:
         shape = tensor(value).shape
@@ -268,11 +304,12 @@ class _Backward:
 
     def _share(self, forward: list[Op], depends: set[Value]) -> None:
         """Project the error once, to the size of the largest layer; the others take a part."""
-        sizes = [
-            math.prod(self._layout(op.x)[1])
+        maps = [
+            self._layout(self.maps[op.x])[1]
             for op in forward
             if isinstance(op, MATRIX_OPS) and op.x in depends
         ]
+        sizes = [math.prod(rest[: self._kept(rest)]) for rest in maps]
         if sizes and self.error is not None:
             drawn = self._draw("feedback", max(sizes))
             self.shared = self.emit(nn.Linear(x=self.error, weight=drawn)).result

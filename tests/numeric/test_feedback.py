@@ -302,6 +302,43 @@ def test_feedback_is_repeated_over_time_steps(neurons, local):
     assert torch.allclose(found, wanted, atol=1e-12)
 
 
+class Maps(nn.Module):
+    """Two convolutions along time and a linear layer on the flattened map."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(2, 4, 3, padding=1)
+        self.second = nn.Conv1d(4, 5, 3, padding=1)
+        self.last = nn.Linear(5 * 6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("rule", ["dfa", "dfa-shared"])
+def test_feedback_to_channels_is_repeated_over_positions(rule):
+    torch.manual_seed(0)
+    model = Maps().double()
+    x, labels = torch.randn(4, 2, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+    module, store = adapted(model, x, f'rule="{rule}" feedback="channels"')
+    found = step(module, store, x, labels).states
+    h1 = torch.relu(u1 := model.first(x))
+    u2 = model.second(h1)
+    e = torch.softmax(model(x), -1) - functional.one_hot(labels, 3)
+    if rule == "dfa":
+        b1, b2 = store.get("second.feedback"), store.get("last.feedback")
+    else:
+        b1, b2 = store.get("feedback")[:4], store.get("feedback")
+    assert b1.shape == (4, 3) and b2.shape == (5, 3)
+    d1 = (e / 4 @ b1.T)[:, :, None] * (u1 > 0)
+    d2 = (e / 4 @ b2.T)[:, :, None] * (u2 > 0)
+    for layer, seen, delta in (("first", x, d1), ("second", h1, d2)):
+        held = model.get_submodule(layer)
+        windows = functional.pad(seen, (1, 1)).unfold(-1, 3, 1)
+        wanted = held.weight - RATE * torch.einsum("bnp,bcpk->nck", delta, windows)
+        assert torch.allclose(found[f"{layer}.weight"], wanted, atol=1e-12)
+
+
 # -- adjoints of further layers -------------------------------------------------------------------
 
 
