@@ -1,9 +1,9 @@
-"""Attention reuse: what it saves on the shapes of DeiT-S.
+"""Attention reuse: what it saves on the shapes of DeiT-S, and what it costs in accuracy.
 
-DeiT-S at 224 x 224 on ``trexsim``, by shapes alone: energy, delay, area, EDAP,
+``--part shapes``: DeiT-S at 224 x 224 on ``trexsim``, by shapes alone: energy, delay, area, EDAP,
 TOPS/W and TOPS/mm2 for 0 to 11 reuse encoders, beside what TReX publishes (IEEE TETC 2024,
 10.1109/tetc.2024.3480524), the share of attention's delay that writing takes, and both over what
-the paper leaves open.
+the paper leaves open. ``--part accuracy``: accuracy against EDAP of ``examples/vit_fashion``.
 
     python -m benchmarks.attention_reuse --json
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.output import Row, main
 
+MODEL = "examples/vit_fashion/model.py"
 ENCODERS = 12
 
 PUBLISHED = {
@@ -53,7 +54,12 @@ VARIANTS = (
 
 def measure(options: argparse.Namespace) -> list[Row]:
     """The rows of the parts asked for."""
-    return shapes(options)
+    rows: list[Row] = []
+    if options.part in ("shapes", "all"):
+        rows += shapes(options)
+    if options.part in ("accuracy", "all"):
+        rows += accuracy(options)
+    return rows
 
 
 def shapes(options: argparse.Namespace) -> list[Row]:
@@ -215,5 +221,46 @@ def write_share(function: Any, target: Any) -> Row:
     }
 
 
+def accuracy(options: argparse.Namespace) -> list[Row]:
+    """Accuracy and EDAP of the trained example for each number of reuse encoders."""
+    from imcc.driver.optimization import OptimizeOptions, optimize_file
+
+    counts = (2,) if options.quick else tuple(options.counts)
+    found = optimize_file(
+        options.model,
+        OptimizeOptions(
+            "trexsim",
+            counts=counts,
+            rank_steps=options.rank_steps,
+            steps=options.steps,
+            trials=options.trials,
+            folder=options.checkpoints,
+        ),
+    ).report["optimization"]
+    rows: list[Row] = []
+    for point in found["points"]:
+        keep = ("name", "encoders", "accuracy", "accuracy_ci95", "noise_free", "edap_gain", "steps")
+        rows.append({"variant": "accuracy", **{key: point[key] for key in keep}})
+        rows[-1] |= {"pareto": point["pareto"], "latency_us": point["latency_ns"] * 1e-3}
+    for ranking in found["rankings"]:
+        rows += [
+            {"variant": "ranking", "reuse": ranking["count"], **i} for i in ranking["placements"]
+        ]
+    return rows
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options besides ``--json`` and ``--quick``."""
+    from pathlib import Path
+
+    parser.add_argument("--part", choices=("shapes", "accuracy", "all"), default="shapes")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7])
+    parser.add_argument("--rank-steps", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--checkpoints", type=Path)
+
+
 if __name__ == "__main__":
-    main(__doc__.splitlines()[0], measure)
+    main(__doc__.splitlines()[0], measure, arguments)

@@ -224,6 +224,93 @@ def eval_command(
         print_accuracy(report, sys.stdout)
 
 
+@cli.command("optimize")
+@click.argument("model", metavar="MODEL.py[:NAME]")
+@click.option("--target", default="trexsim", show_default=True, help="A preset or a TOML file.")
+@_set_option
+@click.option("--delay", metavar="TIME", help="Latency of a call to meet, such as 500us.")
+@click.option("--counts", metavar="N,N", help="Numbers of reuse encoders, in place of --delay.")
+@click.option("--passes", help="Pipeline behind reuse in place of the target's own.")
+@click.option(
+    "--own-projection/--no-projection",
+    default=True,
+    show_default=True,
+    help="Whether a reuse encoder keeps its output projection.",
+)
+@click.option(
+    "--source",
+    type=click.Choice(["previous", "attention"]),
+    default="previous",
+    show_default=True,
+    help="What the second reuse encoder in a row takes.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["identity", "random", "least_squares"]),
+    default="least_squares",
+    show_default=True,
+    help="How new weights start.",
+)
+@click.option("--rank-steps", type=click.IntRange(0), help="Steps of each short training.")
+@click.option("--steps", type=click.IntRange(0), help="Steps of the whole training.")
+@click.option("--learning-rate", default=3e-4, show_default=True, type=float)
+@click.option(
+    "--reads",
+    type=click.Choice(["linear", "simulated"]),
+    default="linear",
+    show_default=True,
+    help="Training: without converters and fast, or through the whole simulator.",
+)
+@click.option(
+    "--compare-trained/--no-compare-trained",
+    default=True,
+    show_default=True,
+    help="Train the model without reuse as long, to compare with.",
+)
+@click.option("--trials", default=10, show_default=True, type=click.IntRange(0), help="Noisy runs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--checkpoints", type=_PATH, help="Folder to resume trainings from.")
+@click.option("-o", "--output", type=_PATH, help="Folder or .zip to write.")
+@click.option("--force", is_flag=True, help="Replace an existing artifact.")
+@_json_option
+def optimize_command(model: str, **given: Any) -> None:
+    """Let encoders of a transformer reuse attention until a delay is met; train and compile it.
+
+    The cost model says how many encoders must, a short training which, a whole one through the
+    noisy simulator recovers accuracy. The artifact holds the trained program in float as well:
+    float.imc and float.safetensors.
+    """
+    from imcc.cli.optimizing import microseconds, optimise_model
+    from imcc.driver.optimization import OptimizeOptions
+
+    delay, counts = given["delay"], given["counts"]
+    try:
+        wanted = tuple(int(item) for item in counts.split(",")) if counts else ()
+    except ValueError:
+        raise click.UsageError(f"--counts {counts!r}: give numbers such as 2,4,6") from None
+    options = OptimizeOptions(
+        given["target"],
+        microseconds(delay) if delay is not None else None,
+        wanted,
+        folder=given["checkpoints"],
+        **{
+            name: given[name]
+            for name in (
+                "overrides", "passes", "own_projection", "source", "init", "rank_steps", "steps",
+                "learning_rate", "reads", "compare_trained", "trials", "seed",
+            )
+        },
+    )  # fmt: skip
+    report = optimise_model(model, options, given["output"], given["force"])
+    _show_warnings(report)
+    if given["as_json"]:
+        _print_json(report)
+        return
+    from imcc.report.optimization import print_optimization
+
+    print_optimization(report, sys.stdout)
+
+
 @cli.command("run")
 @click.argument("artifact", metavar="ARTIFACT|FILE.imc", type=_PATH)
 @click.option("--target", help="For an .imc file that stands alone: a preset or a TOML file.")

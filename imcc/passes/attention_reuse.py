@@ -5,6 +5,7 @@ TReX (IEEE TETC 2024, 10.1109/tetc.2024.3480524).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -193,7 +194,8 @@ def with_reuse(module: Module, encoders: tuple[int, ...], how: How | None = None
     if encoders:
         function = copy.function()
         sites = attention_sites(function)
-        replace_attention(function, sites, encoders, PassContext(), how or How())
+        shape = dataclasses.replace(how or How(), init="identity")
+        replace_attention(function, sites, encoders, PassContext(), shape)
     return copy.function()
 
 
