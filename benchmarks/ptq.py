@@ -17,16 +17,15 @@ rows of ``tesseraq`` with ``--batch 1``; ``--auto-round-iterations`` sets its st
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak_gb, reset_peak
 from benchmarks.output import Row, main
 
 SMOLLM2 = "examples/smollm2/model.py"
@@ -195,21 +194,6 @@ def windows(ids: Any, length: int, count: int) -> Any:
 
     starts = torch.linspace(0, len(ids) - length, count).long()
     return torch.stack([ids[start : start + length] for start in starts])
-
-
-def reset_peak() -> None:
-    """Start the peak of resident memory anew, where the system can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_gb() -> float:
-    """The peak of resident memory since it was reset."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(options: argparse.Namespace) -> list[Row]:

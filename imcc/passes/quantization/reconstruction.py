@@ -8,7 +8,7 @@ rounding with dequantisation-scale tuning. :class:`Clipping` learns the range of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -221,6 +221,16 @@ class BlockLoss:
         return math.fsum(losses) / len(losses)
 
 
+def adam(variables: Iterable[Rounding | Clipping], learning_rate: float) -> torch.optim.Adam:
+    """A fresh optimiser of all parameters, with ``SCALE_DECAY`` on the scales of a rounding."""
+    groups = []
+    for item in variables:
+        for index, parameter in enumerate(item.parameters()):
+            decay = SCALE_DECAY if isinstance(item, Rounding) and index == 1 else 0.0
+            groups.append({"params": [parameter], "weight_decay": decay})
+    return torch.optim.Adam(groups, lr=learning_rate, fused=True)
+
+
 def fit(
     variables: Mapping[Value, Rounding] | Mapping[Value, Clipping],
     loss: BlockLoss,
@@ -231,12 +241,7 @@ def fit(
 
     Raises :class:`DiagnosticError` that names the block if the loss stops being finite.
     """
-    groups = []
-    for item in variables.values():
-        for index, parameter in enumerate(item.parameters()):
-            decay = SCALE_DECAY if isinstance(item, Rounding) and index == 1 else 0.0
-            groups.append({"params": [parameter], "weight_decay": decay})
-    optimiser = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
+    optimiser = adam(variables.values(), recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
     order: list[int] = []
     for step in range(recipe.iterations):
