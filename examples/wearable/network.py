@@ -142,17 +142,23 @@ def cut(recordings: list[tuple[Tensor, Tensor, int]]) -> Windows:
     )
 
 
-def divided(held: Windows, share: float) -> tuple[Windows, Windows]:
+def divided(held: Windows, share: float, *, by_label: bool = False) -> tuple[Windows, Windows]:
     """The windows of the first ``share`` of each recording, and those behind it.
 
-    A window of the first part that overlaps one of the second is in neither.
+    ``by_label`` divides the windows of each label in a recording by their number. A window of the
+    first part that overlaps one of the second is in neither.
     """
     late = torch.zeros(len(held), dtype=torch.bool)
     for number in held.recording.unique():
         rows = held.recording == number
-        late |= rows & (held.start > share * held.start[rows].max())
+        if not by_label:
+            late |= rows & (held.start > share * held.start[rows].max())
+            continue
+        for label in held.y[rows].unique():
+            places = torch.nonzero(rows & (held.y == label))[:, 0]
+            late[places[round(share * len(places)) :]] = True
     overlapping = torch.zeros_like(late)
-    overlapping[:-1] = late[1:]
+    overlapping[:-1] = late[1:] & (held.start[1:] - held.start[:-1] < WINDOW)
     return held[~late & ~overlapping], held[late]
 
 

@@ -57,9 +57,11 @@ def write_adapted(folder: Path, adapted: Adapted, backend: Backend) -> str:
             for key, tensor in backend.state_tensors(value).items():
                 tensors[f"{part}/{name}/{key}"] = tensor.detach().cpu().contiguous().clone()
     record = adapted.record
-    made = f"{PREFIX}{record.samples}-{record.status}.safetensors"
-    if (folder / made).exists():
-        made = f"{PREFIX}{record.samples}-{record.status}-again.safetensors"
+    # Never over a file that the manifest may name.
+    number, made = 0, f"{PREFIX}{record.samples}-{record.status}.safetensors"
+    while (folder / made).exists():
+        number += 1
+        made = f"{PREFIX}{record.samples}-{record.status}-{number}.safetensors"
     text = json.dumps(record.to_json())
     save_file(tensors, str(folder / made), metadata={_RECORD: text})
     with (folder / made).open("rb") as file:

@@ -74,5 +74,7 @@ def test_a_new_wearer_is_learned_from_labelled_windows(watch, compiled):
 )
 def test_windows_of_activities(watch):
     hapt = importlib.import_module("hapt")
-    assert len(hapt.training_windows()) == 5702 and len(hapt.known_windows()) == 1399
+    assert len(hapt.training_windows()) == 5722 and len(hapt.known_windows()) == 1399
+    for part in (hapt.adaptation_windows(9), hapt.test_windows(9)):
+        assert int(part.y.bincount(minlength=6).min()) >= 15
     assert sorted(hapt.windows().y.unique().tolist()) == [0, 1, 2, 3, 4, 5]
