@@ -176,6 +176,7 @@ class CostRecord:
     model of another tool, named in it, gives. ``components`` maps a component to its energy,
     area, events and figures. ``unknown`` lists ops whose cost is not known; they are *not* in the
     totals. ``activity`` says whether event counts rest on assumed, profiled or measured activity.
+    ``writing`` says what matrices that are written at run time take of it.
     """
 
     energy_pj: float
@@ -192,6 +193,7 @@ class CostRecord:
     interval_ns: float | None = None
     critical_path: tuple[str, ...] = ()
     compatibility: Mapping[str, Any] | None = None
+    writing: Mapping[str, Any] | None = None
 
     @property
     def merit(self) -> Merit | None:
@@ -216,6 +218,7 @@ class CostRecord:
             "merit": self.merit.to_json(self.latency_ns) if self.merit is not None else None,
             "critical_path": list(self.critical_path),
             "compatibility": dict(self.compatibility) if self.compatibility is not None else None,
+            "writing": dict(self.writing) if self.writing is not None else None,
         }
 
 

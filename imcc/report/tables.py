@@ -50,6 +50,7 @@ def print_report(report: dict[str, Any], file: IO[str]) -> None:
     _totals(console, report)
     _merit(console, report)
     _compatibility(console, report)
+    _writing(console, report)
     _layers(console, report)
     _components(console, report)
 
@@ -200,6 +201,36 @@ def _compatibility(console: Any, report: dict[str, Any]) -> None:
     console.print(table)
     for item in held["oddities"]:
         console.print(plain(f"  {held['model']}: {item}"))
+
+
+def _writing(console: Any, report: dict[str, Any]) -> None:
+    """Matrices written at run time: their share of the time, and how long cells last."""
+    held = report["entry_points"]["inference"].get("writing")
+    if not held:
+        return
+    table = table_of("Written at run time", "scope", "writing", "reading it", "all ops", "share")
+    for row in held["scopes"]:
+        table.add_row(
+            plain(row["scope"] or "(none)"),
+            quantity(row["write_ns"], "ns"),
+            quantity(row["read_ns"], "ns"),
+            quantity(row["busy_ns"], "ns"),
+            _percent(row["write_share"]),
+        )
+    console.print(table)
+    lasts = "their endurance is not known"
+    if held["inferences_until_worn"] is not None:
+        lasts = (
+            f"they bear {held['inferences_until_worn']:.3g} inferences, "
+            f"{quantity(held['seconds_until_worn'] * 1e9, 'ns')} at full rate"
+        )
+    console.print(
+        plain(
+            f"  {held['matrices']} matrices, {held['cells']} cells, each written "
+            f"{held['writes_per_cell']} time an inference with {held['pulses_per_cell']:g} pulses; "
+            f"{lasts}"
+        )
+    )
 
 
 def _layers(console: Any, report: dict[str, Any]) -> None:

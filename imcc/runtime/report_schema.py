@@ -78,6 +78,7 @@ class _EntryPoint(_Part):
     unknown: list[str]
     activity: str = ""
     provenance: dict[str, Any] = {}
+    writing: dict[str, Any] | None = None
 
 
 class _Statistics(_Part):

@@ -444,3 +444,48 @@ def test_masked_attention_with_grouped_heads_runs_on_crossbars():
 
 def rms(x):
     return float(x.detach().pow(2).mean().sqrt())
+
+
+def test_reports_say_what_writing_takes():
+    text = (GOLDENS / "lowering" / "run-time-matrices.imc").read_text()
+    text = text.partition("// WEIGHTS: random 1\n")[2].partition("// ==== output")[0]
+    backend = find_backend("crossbar")
+
+    def cost(*settings):
+        target = find_target("rram", (*ON, *settings))
+        module = parse_module(text)
+        context = PassContext(target=target, backend=backend)
+        run_pipeline(module, parse_pipeline("map-crossbars, place, schedule"), context)
+        return backend.cost(module, "inference", target)
+
+    # K^T of 4 key heads: 64 rows, 128 columns, 8 cells each (4 slices in pairs).
+    made = cost("dynamic.device.endurance_writes=1e6").writing
+    assert made["matrices"] == 4 and made["cells"] == 4 * 64 * 128 * 8
+    # Row by row, two pulses of 10 ns.
+    assert made["busy_ns"] == 64 * 2 * 10.0
+    arrays = (
+        made["cells"] * 2 * 0.61  # cell_write
+        + 4 * 64 * 8 * 2 * 0.0107  # row drivers: 8 arrays side by side
+        + 4 * 64 * 128 * 8 / 64 * 12.9  # codes from the buffer
+    )
+    # The rest is the way to the arrays.
+    assert arrays <= made["energy_pj"] < 1.1 * arrays
+    (scope,) = made["scopes"]
+    assert scope["scope"] == "attn" and scope["write_ns"] == made["busy_ns"]
+    assert scope["write_share"] == pytest.approx(made["busy_ns"] / scope["busy_ns"])
+    assert scope["busy_ns"] > scope["write_ns"] + scope["read_ns"] > 0
+    assert made["inferences_until_worn"] == 1e6
+    # 8 column groups of 16, 32 arrays in pairs, 3 rows at a time, 5 pulses.
+    slow = cost(
+        "dynamic.columns_at_once=16",
+        "dynamic.arrays_at_once=2",
+        "dynamic.rows_at_once=3",
+        "dynamic.pulses_per_row=5.0",
+    ).writing
+    assert slow["busy_ns"] == 8 * 16 * 22 * 5 * 10.0
+    assert slow["inferences_until_worn"] is None
+    # Writing and reading follow S.
+    text = text.replace("sizes(S=128)", "sizes(S=256)")
+    assert cost().writing["cells"] == 2 * made["cells"]
+    digital = cost("dynamic.matrices=digital")
+    assert digital.writing is None

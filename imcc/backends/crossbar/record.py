@@ -23,6 +23,7 @@ from imcc.backends.crossbar.learning_schedule import adapts, learning_part
 from imcc.backends.crossbar.streaming import busy_by_hardware
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.backends.crossbar.traffic import off_chip_bits
+from imcc.backends.crossbar.writing import writing
 from imcc.backends.records import LayerEvents, component_records, without_energy
 from imcc.ir import codes
 from imcc.ir.cost import CostRecord, LayerCost, PlacedMatrix, Placement
@@ -119,6 +120,7 @@ def cost_record(
         interval_ns=interval,
         critical_path=_critical_path(module, name),
         compatibility=_compatibility(module, name, target),
+        writing=writing(module, name, target, interval),
     )
 
 

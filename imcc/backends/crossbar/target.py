@@ -182,6 +182,9 @@ class Device(Keys):
     endurance_cycles: float | None = Field(
         default=None, gt=0, description="writes that a cell takes; absent: not limited"
     )
+    endurance_writes: float | None = Field(
+        default=None, ge=1, description="writes that a cell bears; absent: not known"
+    )
     stuck: Stuck = Field(default=Stuck(), description="faulty cells")
     write_noise: NoiseKeys = Field(description="noise of writing; its model says which keys")
     variation: NoiseKeys = Field(description="spread from device to device, kept through writes")
