@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error
 from imcc.ir.dialects import nn, quant
-from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Function, Module
 from imcc.ir.ops import Op, Value
-from imcc.ir.types import FLOATS
+from imcc.ir.types import SpikesType
 from imcc.passes.clipping.attention_products import (
     AttentionProducts,
     attention_products,
     probe,
 )
+from imcc.passes.clipping.data import first_samples
 from imcc.passes.clipping.search import Candidate, Found, ScoreCache, search
 from imcc.passes.clipping.transform import (
     Applied,
@@ -54,9 +54,9 @@ class KvClip(Pass):
 
     What is not given of ``alpha`` and ``beta`` is searched: candidates run on the target with its
     noise, and the one with the smallest error against the float program wins; where none beats no
-    clipping the attention is left as it is. ``objective = "attention"`` runs attention alone on
-    what enters it in calibration, and gives each attention a pair of its own; ``"outputs"`` runs
-    the whole program for one pair. Neither sees a test set.
+    clipping the attention is left as it is. ``objective = "outputs"`` runs the whole program for
+    one pair; ``"attention"`` runs attention alone on what enters it in calibration, and gives each
+    attention a pair of its own. Neither sees a test set.
 
     Takes attention apart as ``decompose-attention`` does. Source: ClipFormer, arXiv 2402.02586.
     """
@@ -85,7 +85,7 @@ class KvClip(Pass):
     )
     bits: int = option(default=8, minimum=2, maximum=16, unit="bit", doc="bits of a code")
     objective: Literal["attention", "outputs"] = option(
-        default="attention", doc="what a search keeps close to the float program"
+        default="outputs", doc="what a search keeps close to the float program"
     )
     budget: int = option(default=20, minimum=1, doc="simulations of a search")
     trials: int = option(default=2, minimum=1, doc="noisy trials of each simulation")
@@ -171,10 +171,10 @@ class KvClip(Pass):
                             help="run kv-clip before calibrate-activations",
                         )
                     )
-            if all(tensor(product.b).element in FLOATS for _, product in item.products):
-                made.append(item)
+            if any(isinstance(product.b.type, SpikesType) for _, product in item.products):
+                rewriter.refuse(item.scores, "keys or values are spikes")
             else:
-                rewriter.refuse(item.scores, "keys or values are spikes or integers")
+                made.append(item)
         return made
 
     def _function(
@@ -296,7 +296,7 @@ class KvClip(Pass):
         from imcc.ir.semantics.resources import tensor_sha256
 
         local = self.objective == "attention"
-        whole = _first(context.calibration_batches(), function, self.samples)
+        whole = first_samples(context.calibration_batches(), function, self.samples)
         last = function.terminator
         if local:
             cut = probe(module, found)
@@ -363,26 +363,6 @@ def _values(
     with torch.no_grad():
         evaluate_function(function, batch, resources=context.weights(), observer=observer)
     return seen
-
-
-def _first(
-    batches: Sequence[tuple[Any, ...]], function: Function, samples: int
-) -> list[tuple[Any, ...]]:
-    """The first samples of calibration data; whole batches where the batch size is fixed."""
-    made: list[tuple[Any, ...]] = []
-    for batch in batches:
-        if samples <= 0:
-            break
-        axes = [tensor(value).batch_axis for value in function.inputs]
-        sizes = [x.shape[a] for x, a in zip(batch, axes, strict=False) if a is not None]
-        if function.fixed_batch is None and sizes:
-            count = min(samples, int(sizes[0]))
-            batch = tuple(
-                x if a is None else x.narrow(a, 0, count) for x, a in zip(batch, axes, strict=False)
-            )
-        made.append(tuple(batch))
-        samples -= int(sizes[0]) if sizes else 1
-    return made
 
 
 def _errors(

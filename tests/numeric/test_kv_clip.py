@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from imcc.backends.api import find_backend
+from imcc.backends.crossbar import run_time
+from imcc.backends.crossbar.dialect import Write
 from imcc.backends.targets import find_target
+from imcc.driver.simulation import Simulations
 from imcc.ir import codes
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.semantics.interpreter import evaluate_function
@@ -16,7 +19,14 @@ from imcc.ir.verifier import verify
 from imcc.passes.clipping.attention_products import attention_products, probe
 from imcc.passes.clipping.search import search
 from imcc.passes.clipping.transform import Clip
-from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
+from imcc.passes.infrastructure import (
+    PassContext,
+    begin,
+    parse_pipeline,
+    passes_until,
+    run_pipeline,
+)
+from imcc.runtime.executor import Executor
 
 FLOOR = 0.01
 
@@ -365,7 +375,7 @@ def test_search_that_finds_nothing_better_leaves_the_program():
         return made
 
     given = {"target": find_target("rram"), "backend": find_backend("crossbar")}
-    options = "{g_min=0.01 budget=5}"
+    options = '{g_min=0.01 budget=5 objective="attention"}'
     made, _, context = clip(module, options, [x], simulator=exact, **given)
     assert not any(op.name.startswith("quant.") for op in made.walk())
     assert context.measurements["kv-clip"][0]["beta"] is None
@@ -376,3 +386,144 @@ def test_resources_are_declared():
     made, held, _ = clip(module, f"{{alpha=1.0 beta=0.5 g_min={FLOOR}}}", [x])
     assert isinstance(held, ResourceStore)
     assert held.mismatches(made.resources.values()) == []
+
+
+# -- on crossbars ---------------------------------------------------------------------------------
+
+
+def noisy_target(*changes, mapping="differential", strength=0.5):
+    return find_target(
+        "vit-x",
+        [
+            f'array.encoding="{mapping}"',
+            f"dynamic.device.write_noise.gamma={strength}",
+            "dynamic.device.write_noise.sigma_fraction=1.0",
+            *changes,
+        ],
+    )
+
+
+IDEAL = ("adc.bits=16", 'adc.range="fixed"', "adc.full_scale=400.0")
+
+
+def mapped(module, batches, target, extra="", at="decompose-attention"):
+    module, store, backend = module.clone(), ResourceStore(), find_backend("crossbar")
+    context = PassContext(resources=store, calibration=batches, target=target, backend=backend)
+    context.simulator = Simulations(context)
+    passes = list(passes_until(parse_pipeline(backend.pipeline(target)), "mapped"))
+    place = next(i for i, item in enumerate(passes) if item.name == at) + 1
+    passes[place:place] = parse_pipeline(extra) if extra else []
+    begin(module, context)
+    run_pipeline(module, passes, context)
+    return module, context
+
+
+def outputs(module, context, inputs, trials=3, noisy=True):
+    executor = Executor(module, context.weights(), context.target, context.backend)
+    return executor.run(inputs, trials=range(trials), seed=1, noisy=noisy)[0]
+
+
+def relative(made, exact):
+    return float((made - exact).norm() / (exact.norm() * made.shape[0] ** 0.5))
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset", "sign_arrays"])
+def test_reads_of_fine_converters_at_once_are_those_digit_by_digit(mapping, monkeypatch):
+    module, inputs = program(heads=2, groups=1)
+    target = noisy_target(*IDEAL, mapping=mapping)
+    made, context = mapped(module, [inputs], target)
+    at_once = outputs(made, context, inputs)
+    monkeypatch.setattr(run_time, "FINEST", 0.0)
+    digit_by_digit = outputs(made, context, inputs)
+    assert relative(at_once, digit_by_digit) < 0.03
+    exact = run(module, inputs)
+    assert relative(digit_by_digit, exact) > 10 * relative(at_once, digit_by_digit)
+
+
+@pytest.mark.parametrize("scale", ["stretch-refit", "token"])
+def test_clipped_matrices_are_written_and_right_without_noise(scale):
+    module, inputs = program(heads=4, groups=2, masked=True)
+    given = "" if scale == "token" else " alpha=1.0 beta=1.0"
+    made, context = mapped(
+        module, [inputs], noisy_target(*IDEAL), f'kv-clip{{scale="{scale}"{given}}}'
+    )
+    assert sum(isinstance(op, Write) for op in made.walk()) == 2
+    assert relative(outputs(made, context, inputs, noisy=False), run(module, inputs)[None]) < 0.05
+
+
+def test_search_on_the_noise_of_a_target():
+    module, inputs = program(tokens=9, width=8)
+    target = noisy_target(*IDEAL, strength=1.5)
+    plain, without = mapped(module, [inputs], target)
+    made, context = mapped(module, [inputs], target, "kv-clip{budget=8 samples=8}")
+    (row,) = context.measurements["kv-clip"]
+    assert row["noise"]["mapping"] == "differential" and row["noise"]["bounds"] == "[0, inf)"
+    assert row["error"] < row["error_unclipped"]
+    exact = run(module, inputs)
+    clipped, standard = outputs(made, context, inputs), outputs(plain, without, inputs)
+    assert relative(clipped, exact) < 0.9 * relative(standard, exact)
+
+
+def test_conductances_are_clipped_cell_by_cell():
+    module, inputs = program()
+    target = noisy_target(*IDEAL)
+    text = "kv-clip-conductance{alpha=2.0 beta=0.5}"
+    made, context = mapped(module, [inputs], target, text, "map-crossbars")
+    writes = [op for op in made.walk() if isinstance(op, Write)]
+    assert [(op.alpha, op.beta) for op in writes] == [(2.0, 0.5)] * 2
+    row = context.measurements["kv-clip-conductance"][0]
+    assert row["beta"] == 0.5 and row["noise"]["model"] == "clipformer_write"
+    at_once = outputs(made, context, inputs, noisy=False)
+    kind = writes[0].matrix.type
+    codes = torch.tensor([[[57.0, -3.0], [127.0, 0.0]]])
+    held = run_time.WrittenMatrices(kind, codes, target.dynamic, "w", alpha=2.0, beta=0.5)
+    layout = kind.layout(1, 2, 2)
+    levels = run_time._read_back(held, codes[None], layout, target.dynamic)[0, 0]
+    g_min = 0.01
+
+    def cell(digit):
+        conductance = g_min + digit / 3 * (1 - g_min)
+        conductance = min(max(conductance - 2 * g_min, g_min), 0.5)
+        return (conductance - g_min) / (1 - g_min) * 3
+
+    def code(value):
+        digits = [int(abs(value)) >> (2 * i) & 3 for i in range(4)]
+        size = sum(4**i * (cell(d) - cell(0)) for i, d in enumerate(digits))
+        return size if value > 0 else -size
+
+    wanted = torch.tensor([[code(57), code(-3)], [code(127), 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(levels, wanted, rtol=1e-5, atol=1e-4)
+    assert relative(at_once, run(module, inputs)[None]) > 0.05
+
+
+def test_conductance_search_and_what_it_refuses():
+    module, inputs = program()
+    target = noisy_target(*IDEAL, strength=1.0)
+    _, context = mapped(module, [inputs], target, "kv-clip-conductance{budget=4}", "map-crossbars")
+    row = context.measurements["kv-clip-conductance"][0]
+    assert row["error"] <= row["error_unclipped"]
+    for options in ("{alpha=0.5 beta=0.5}", "{alpha=1.0 beta=0.01}", "{alpha=1.0 beta=2.0}"):
+        with pytest.raises(DiagnosticError) as caught:
+            mapped(module, [inputs], target, f"kv-clip-conductance{options}", "map-crossbars")
+        assert caught.value.diagnostics[0].code == codes.BAD_OPTION
+    digital = find_target("vit-x", ['dynamic.matrices="digital"'])
+    with pytest.raises(DiagnosticError, match="writes no matrices"):
+        text = "kv-clip-conductance{alpha=1.0 beta=0.5}"
+        mapped(module, [inputs], digital, text, "map-crossbars")
+
+
+def test_spikes_are_left_alone():
+    text = """// imc 1
+module @m phase("captured") {
+  func @inference(%q: tensor<Bx1x4x4xf32>, %k: spikes<Bx1x4x4>) -> tensor<Bx1x4x4xf32> {
+    %y = nn.matmul %q, %k : tensor<Bx1x4x4xf32>
+    %w = nn.matmul %y, %k : tensor<Bx1x4x4xf32>
+    core.return %w
+  }
+}
+"""
+    module = parse_module(text)
+    inputs = (torch.randn(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+    context = PassContext(resources=ResourceStore(), calibration=[inputs])
+    with pytest.raises(DiagnosticError, match="no attention"):
+        run_pipeline(module, parse_pipeline("kv-clip{alpha=1.0 beta=0.5 g_min=0.01}"), context)

@@ -448,6 +448,9 @@ class Write(Op, name="xbar.write"):
     Levels are those of ``xbar.program`` with rows K and columns N. Devices that are not ideal hold
     other levels, drawn anew for each trial and sample from ``stream``; what belongs to a cell and
     not to a write (its device, a fault, the wires) is drawn once for each trial.
+
+    Each conductance asked for is ``min(max(g - alpha g_min, g_min), beta g_max)``, with g that of
+    the level: the transform of ClipFormer (arXiv 2402.02586) on cells, which a read does not undo.
     """
 
     draws = True
@@ -464,8 +467,17 @@ class Write(Op, name="xbar.write"):
     encoding: Encoding = attribute(default="differential")
     array_rows: int = attribute(minimum=1)
     array_columns: int = attribute(minimum=2)
+    alpha: float = attribute(default=0.0, minimum=0.0, doc="g_min taken off each conductance")
+    beta: float = attribute(
+        default=1.0, minimum=0.0, maximum=1.0, doc="largest conductance, as a fraction of g_max"
+    )
     stream: str = attribute(doc="name of its random draws, unique in the module")
     matrix: Value = result()
+
+    @property
+    def clips(self) -> bool:
+        """Whether conductances are others than those of the levels."""
+        return self.alpha > 0.0 or self.beta < 1.0
 
     def infer(self) -> Type:
         """The matrix type that holds the codes."""

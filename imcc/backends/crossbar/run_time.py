@@ -9,13 +9,13 @@ a matrix that is read twice is the same twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from imcc.backends.crossbar.cells import program
+from imcc.backends.crossbar.cells import Cells, program
 from imcc.backends.crossbar.dialect import MatrixType, ReadMatrix, RunTimeMatrixType, Write
 from imcc.backends.crossbar.simulate import (
     ColumnMonitor,
@@ -23,6 +23,7 @@ from imcc.backends.crossbar.simulate import (
     _code_range,
     _Reader,
     crossbar_target,
+    levels,
 )
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir import codes as diagnostic_codes
@@ -34,13 +35,19 @@ from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.resources import TORCH_DTYPES
 
+FINEST = 2.0**-7
+"""Steps of converters, in levels, up to which they count as resolving everything."""
+CACHED = 1 << 17
+"""Cells of written matrices that are worked on together."""
+
 
 @dataclass
 class WrittenMatrices:
     """What a ``!xbar.run_time_matrix`` value is at run time: the codes asked for, and its draws.
 
     ``codes`` ``[..., K, N]``. ``draws`` None means that every cell holds exactly its level.
-    ``monitors`` are those of :class:`~imcc.backends.crossbar.simulate.Matrix`.
+    ``monitors`` are those of :class:`~imcc.backends.crossbar.simulate.Matrix`. ``alpha`` and
+    ``beta`` are those of the write.
     """
 
     kind: RunTimeMatrixType
@@ -49,15 +56,38 @@ class WrittenMatrices:
     stream: str
     draws: Draws | None = None
     monitors: dict[str, ColumnMonitor] = field(default_factory=dict)
+    alpha: float = 0.0
+    beta: float = 1.0
+
+    @property
+    def clips(self) -> bool:
+        """Whether cells are asked for other conductances than those of their levels."""
+        return self.alpha > 0.0 or self.beta < 1.0
+
+    def asked(self, ideal: Tensor) -> Tensor:
+        """What cells are asked to hold for their levels, in levels."""
+        if not self.clips:
+            return ideal
+        low = 1 / self.target.keys.device.on_off_ratio
+        step = (1 - low) / (self.target.levels - 1)
+        conductance = (low + ideal * step - self.alpha * low).clamp_min(low).clamp_max(self.beta)
+        return (conductance - low) / step
 
     def of_row(self, row: int, codes: Tensor, layout: MatrixType) -> Matrix:
         """The matrix of one row ``r * B + b``, from its codes ``[G, K, N]``, as written."""
         made = Matrix(layout, codes.transpose(-1, -2), monitors=self.monitors)
+        if self.clips:
+            made.cells = Cells(self.asked(made.ideal)[None])
         if self.draws is None:
             return made
         once = row_draws(self.draws, row)
         made.cells = program(
-            layout, made.ideal, self.target, once, self.stream, written=once.per_read
+            layout,
+            self.asked(made.ideal),
+            self.target,
+            once,
+            self.stream,
+            written=once.per_read,
         )
         return made
 
@@ -75,7 +105,7 @@ def _write(op: Write, ctx: EvalContext, *, codes: Tensor) -> WrittenMatrices:
     if not isinstance(kind, RunTimeMatrixType):
         raise TypeError(f"{op.matrix!r} is no run-time matrix")
     draws = None if target.cells_are_exact else ctx.draws
-    return WrittenMatrices(kind, codes, target, op.stream, draws)
+    return WrittenMatrices(kind, codes, target, op.stream, draws, alpha=op.alpha, beta=op.beta)
 
 
 @EVAL.register(ReadMatrix, backend="crossbar")
@@ -116,6 +146,7 @@ def _lossless(
     largest = target.largest_column_sum(min(terms, target.keys.array.rows))
     return (
         matrix.draws is None
+        and not matrix.clips
         and draws is None
         and op.stream not in matrix.monitors
         and (target.column_offset == 0 or op.converts == "pair")
@@ -155,6 +186,10 @@ def _noisy(
     groups, terms, columns = held.shape[1:]
     layout = matrix.kind.layout(groups, terms, columns)
     offset = zero_b + (layout.code_offset if not layout.biased else 0)
+    if _transparent(op, matrix, target, draws):
+        held = _read_back(matrix, held, layout, target) - zero_b
+        made = (vectors.to(dtype) - zero_x).transpose(1, 2) @ held.to(dtype)
+        return order.result(made.transpose(1, 2).flatten(2), columns)
     out = torch.empty(order.rows, vectors.shape[1], groups * columns, dtype=dtype)
     for row in range(order.rows):
         cells = matrix.of_row(row, held[row], layout)
@@ -169,6 +204,66 @@ def _noisy(
             made = made - offset * inputs.repeat_interleave(columns, dim=-1)
         out[row] = made.to(dtype)
     return order.result(out, columns)
+
+
+def _transparent(
+    op: ReadMatrix, matrix: WrittenMatrices, target: CrossbarTarget, draws: Draws | None
+) -> bool:
+    """Whether a read is the product with what the cells hold.
+
+    The cells deviate by the noise of writing alone, and converters resolve :data:`FINEST` of a
+    level, up to twice the largest ideal sum: what they round and clip is left out.
+    """
+    keys = target.keys
+    largest = target.largest_column_sum(keys.array.rows)
+    return (
+        draws is None
+        and op.stream not in matrix.monitors
+        and not matrix.kind.layout(1, 1, 1).biased
+        and op.adc_step <= FINEST
+        and _code_range(op)[1] * op.adc_step >= 2 * largest
+        and target.only_writes_err
+        and target.column_offset == 0.0
+    )
+
+
+def _read_back(
+    matrix: WrittenMatrices, codes: Tensor, layout: MatrixType, target: CrossbarTarget
+) -> Tensor:
+    """The codes ``[rows, groups, K, N]`` as the cells hold them: digits weighted and added up."""
+    rows, groups, terms, columns = codes.shape
+    noise, draws = target.write_noise, matrix.draws
+    if draws is None and not matrix.clips:
+        return codes
+    low = 1 / target.keys.device.on_off_ratio
+    step = (1 - low) / (target.levels - 1)
+    cell = 2.0 ** (layout.cell_bits * torch.arange(layout.slices, dtype=torch.float64))
+    if layout.paired:
+        cell = torch.stack((cell, -cell), dim=1).flatten()
+    made = torch.empty(rows, groups, terms, columns, dtype=torch.float64)
+    for trial, start, stop in _row_chunks(draws, rows, layout.cells):
+        part = codes[start:stop].flatten(0, 1).transpose(-1, -2)
+        held = matrix.asked(levels(part, matrix.kind.layout(len(part), terms, columns)))
+        if draws is not None:
+            first = trial * len(draws.samples)
+            samples = draws.samples[start - first : stop - first]
+            drawn = Draws(draws.seed, (draws.trials[trial],), samples)
+            normal = drawn.per_read(matrix.stream, (groups, *held.shape[1:])).flatten(0, 1)
+            held = (noise.sample(low + held * step, normal) - low) / step
+        digits = held.flatten(1, 2)[:, :terms].to(torch.float64)
+        found = digits.reshape(-1, groups, terms, columns, len(cell)) @ cell
+        made[start:stop] = found - layout.code_offset
+    return made
+
+
+def _row_chunks(draws: Draws | None, rows: int, cells: int) -> Iterator[tuple[int, int, int]]:
+    """Trials, and runs of their rows ``r * B + b`` whose cells fit a cache together."""
+    size = max(1, CACHED // cells)
+    trials = 1 if draws is None else len(draws.trials)
+    for trial in range(trials):
+        last = (trial + 1) * (rows // trials)
+        for start in range(trial * (rows // trials), last, size):
+            yield trial, start, min(last, start + size)
 
 
 class _Order:

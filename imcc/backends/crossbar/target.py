@@ -658,10 +658,14 @@ class CrossbarTarget(Target):
     @property
     def cells_are_exact(self) -> bool:
         """Whether every programmed cell reads as exactly its level."""
+        return self.write_noise.silent and self.only_writes_err
+
+    @property
+    def only_writes_err(self) -> bool:
+        """Whether the noise of writing is all that makes a cell differ from its level."""
         keys = self.keys
         return (
-            self.write_noise.silent
-            and self.variation.silent
+            self.variation.silent
             and self.drift.silent
             and not (keys.device.stuck.off_fraction or keys.device.stuck.on_fraction)
             and keys.array.wires.model == "none"
