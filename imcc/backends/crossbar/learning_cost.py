@@ -31,40 +31,48 @@ def _work(
     multiplies: float,
     reads: float,
     writes: float,
+    lookups: float = 0,
 ) -> OpCost:
-    """Additions and multiplications on the lanes; operands and results in the buffer, in words."""
+    """Operations and look-ups on the lanes; operands and results in the buffer, in words."""
     events: dict[str, float] = {}
     for event, count in (
         ("buffer_read.word", reads),
         ("buffer_write.word", writes),
         ("alu_add.add", adds),
         ("alu_multiply.multiply", multiplies),
+        ("lookup.read", lookups),
     ):
         if count:
             events[event] = count
     if not events:
         return OpCost(free="renames data, moves none")
     clock, width = target.keys.timing.clock_ns, lanes(target)
+    steps = adds + multiplies + lookups
     return OpCost(
         events,
-        math.ceil((adds + multiplies) / width) * clock,
-        note=f"{adds + multiplies:g} operations on {width} lanes, {clock:g} ns a step",
+        math.ceil(steps / width) * clock,
+        note=f"{steps:g} operations and look-ups on {width} lanes, {clock:g} ns a step",
     )
 
 
-def _elementwise(op: Op, target: CrossbarTarget, adds: float, multiplies: float) -> OpCost:
+def _elementwise(
+    op: Op, target: CrossbarTarget, adds: float, multiplies: float, lookups: float = 0
+) -> OpCost:
     """So many operations for each element of the result; all operands are read."""
     count = elements(op.results[0])
     reads = sum(words(value, target) for value in op.operands)
     writes = sum(words(value, target) for value in op.results)
-    return _work(target, adds * count, multiplies * count, reads, writes)
+    return _work(target, adds * count, multiplies * count, reads, writes, lookups * count)
 
 
 @COST.register(learn.OutputError, backend="crossbar")
 def _error(op: learn.OutputError, target: CrossbarTarget, activity: str) -> OpCost:
-    if op.loss == "cross_entropy":
-        return OpCost(unknown="the target has no figures for the exponentials of a softmax")
-    return _elementwise(op, target, 1, 1)
+    """The difference to the label; for cross-entropy a softmax first, as ``nn.softmax`` costs."""
+    if op.loss == "squared":
+        return _elementwise(op, target, 1, 1)
+    count = elements(op.y)
+    reads = words(op.y, target) + words(op.labels, target)
+    return _work(target, 4 * count, count, reads, words(op.e, target), count + 1)
 
 
 def outer_product(
@@ -147,24 +155,18 @@ def _neuron(op: learn.NeuronGradient, target: CrossbarTarget, activity: str) -> 
 
     Forward: an addition and a multiplication by the leak, two additions to fire and reset. The
     surrogate of the distance from the threshold: operations where it is piecewise linear, else a
-    look-up, one read of the buffer for each element. Backward: a multiplication by the surrogate;
+    look-up. Backward: a multiplication by the surrogate;
     through time an addition and a multiplication for the leak, and the same for the reset where it
     passes gradients.
     """
     leaks = float(op.leaks is not None or op.leak not in (0.0, 1.0))
     adds, multiplies = 3.0 + (op.reset != "none"), leaks
-    table = op.surrogate not in PIECEWISE
     adds += PIECEWISE.get(op.surrogate, 0)
     multiplies += (op.surrogate_slope != 1.0) + (op.surrogate_scale != 1.0) + 1.0
     if op.through_time:
         resets = op.reset != "none" and not op.detach_reset
         adds, multiplies = adds + 1 + resets, multiplies + leaks + resets
-    made = _elementwise(op, target, adds, multiplies)
-    if not table:
-        return made
-    events = dict(made.events)
-    events["buffer_read.word"] += elements(op.x)
-    return OpCost(events, made.busy_ns, note=made.note)
+    return _elementwise(op, target, adds, multiplies, op.surrogate not in PIECEWISE)
 
 
 @COST.register(learn.Update, backend="crossbar")
@@ -193,7 +195,12 @@ def _fold(op: learn.Fold, target: CrossbarTarget, activity: str) -> OpCost:
 
 @COST.register(learn.NormGradient, backend="crossbar")
 def _norm(op: learn.NormGradient, target: CrossbarTarget, activity: str) -> OpCost:
-    return OpCost(unknown="the target has no figures for division and roots")
+    """Statistics again, an inverse root for each row, two means of products, a scale."""
+    count = elements(op.x)
+    rows = count // math.prod(op.normalized_shape)
+    adds = 6 * count if op.centred else 3 * count
+    reads = sum(words(value, target) for value in op.operands)
+    return _work(target, adds, 7 * count, reads, words(op.dx, target), rows)
 
 
 @COST.register(learn.BatchNormGradient, backend="crossbar")
@@ -207,10 +214,7 @@ def _activation(op: learn.ActivationGradient, target: CrossbarTarget, activity: 
     """Piecewise ones compare and multiply; others look their derivative up, as surrogates do."""
     if op.function in ("hardsigmoid", "hardswish"):
         return _elementwise(op, target, 3, 2)
-    made = _elementwise(op, target, 0, 1)
-    events = dict(made.events)
-    events["buffer_read.word"] += elements(op.x)
-    return OpCost(events, made.busy_ns, note=made.note)
+    return _elementwise(op, target, 0, 1, 1)
 
 
 @COST.register(learn.ClampGradient, backend="crossbar")

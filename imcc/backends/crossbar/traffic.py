@@ -11,7 +11,7 @@ stands with the op that causes it:
   same columns are added on the way, in pairs (``tree``) or from tile to tile (``chain``). Vector
   units on tiles save none of this: the sums of a layer meet in one place before they are used.
 - *Off chip* (``off_chip.bit``): arguments are read once, by the first op that needs them; results
-  are written; ``@deploy`` reads the weights.
+  are written; ``@deploy`` reads the weights. What is state stays on the chip.
 
 A transfer and the work of the op overlap: an op is busy for the longer of the two, plus the hops of
 the first flit.
@@ -34,6 +34,7 @@ from imcc.backends.crossbar.dialect import (
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.cost import OpCost
 from imcc.ir.dialects.core import Constant
+from imcc.ir.dialects.quant import Quantize
 from imcc.ir.ops import Op, Value
 from imcc.ir.types import TensorType
 
@@ -74,13 +75,16 @@ def off_chip_bits(op: Op) -> int:
     if function is None:
         return 0
     bits = 0
+    states = function.value_states()
     for value in dict.fromkeys(op.operands):
-        if isinstance(value.type, TensorType) and value.owner is None and _first(value) is op:
+        given = value.owner is None and value not in states
+        if isinstance(value.type, TensorType) and given and _first(value) is op:
             bits += elements(value) * element_bits(value)
-        if isinstance(op, Program) and isinstance(value.owner, Constant):
+        if isinstance(op, Program) and isinstance(value.owner, (Constant, Quantize)):
             bits += elements(value) * element_bits(value)
     for value in op.results:
-        if isinstance(value.type, TensorType) and any(user.terminator for user in value.users):
+        returned = value not in states and any(user.terminator for user in value.users)
+        if isinstance(value.type, TensorType) and returned:
             bits += elements(value) * element_bits(value)
     return bits
 
