@@ -92,7 +92,7 @@ def test_tutorial(tmp_path, monkeypatch):
     accuracy = {name: float(row[0]) for name, row in rows.items()}
     energy = {name: float(row[1]) for name, row in rows.items()}
     # What the page says about them.
-    assert energy["adc6"] == pytest.approx(0.8 * energy["first"], rel=0.05)
+    assert energy["adc6"] == pytest.approx(11 / 12 * energy["first"], rel=0.02)
     assert abs(accuracy["adc6"] - accuracy["first"]) < 0.01
     assert accuracy["adc4"] < accuracy["first"] - 0.015
     assert "murmann" in "".join(said).lower(), "--why ends at a source"

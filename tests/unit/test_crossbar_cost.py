@@ -107,6 +107,16 @@ def test_pipelined_layers_overlap_and_inputs_follow_at_the_pace_of_the_slowest(p
         assert made["critical_path"][0] == "a" and made["critical_path"][-1] == "c"
 
 
+def test_pipelines_take_inputs_with_a_zero_point():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 2, 2))
+    data = torch.rand(2, 1, 8, 8) - 0.3
+    made = imcc.compile(
+        network, (data[:1],), calibration=[(data,)], overrides=["scheduling.mode=pipelined"]
+    )
+    assert any(op.x_zero_point is not None for op in reads(made))
+    assert made.report()["latency_ns"] > 0
+
+
 def test_copies_share_positions_and_cost_area_and_writes(plain):
     settings = (*SMALL, "scheduling.mode=pipelined", "hierarchy.max_copies=4")
     made = compiled(*settings)

@@ -1,10 +1,16 @@
 """SpikeSim's closed form against its formulas computed by hand, and as a target."""
 
-import pytest
+import io
 
+import pytest
+import torch
+from torch import nn
+
+import imcc
 from imcc.backends.crossbar.spikesim import Layer, closed_form, cycle_energy_pj, pe_counts
 from imcc.backends.targets import find_target
 from imcc.ir.diagnostics import DiagnosticError
+from imcc.report.tables import print_report
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256)
 OUTPUTS = (64, 64, 128, 128, 256, 256, 256)
@@ -48,6 +54,26 @@ def test_latency_of_vgg9():
     cycles = 0.75 * (65536 + 16384 + 32768 + 8192 + 16384 + 16384) + 4096
     assert closed_form(VGG9, 5)["latency_ns"] == cycles * 5 * 104
     assert closed_form(VGG9, 5)["latency_ns"] == 62_832_640
+
+
+def test_a_compiled_network_shows_both_models():
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+    data = torch.rand(1, 3, 8, 8)
+    made = imcc.compile(network, (data,), calibration=[(data,)], target="spikesim")
+    point = made.report()["entry_points"]["inference"]
+    layers = [Layer("0", 3, 64, 8, 8), Layer("2", 64, 128, 8, 4)]
+    expected = closed_form(layers, 1)
+    assert point["compatibility"] == expected
+    assert expected["pes"] == 3 and point["resources"]["pes"] == 3
+    shown = io.StringIO()
+    print_report(made.report(), shown)
+    assert "As spikesim computes it" in shown.getvalue() and "PEs" in shown.getvalue()
 
 
 def test_decreasing_pe_counts_are_refused_where_asked_for():

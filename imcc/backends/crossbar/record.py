@@ -81,7 +81,7 @@ def cost_record(
         if (held := target.components()[item]).leakage_uw is not None
     }
     areas = {item: _area(item, count, target) for item, count in counts.items()}
-    shared = _tile_area(target)
+    shared = tile_area_um2(target)
     made = tuple(
         _layer(key, layer, energies[key], shared * len(layer.tiles), target)
         for key, layer in layers.items()
@@ -300,7 +300,8 @@ def _tile_instances(tiles: int, target: CrossbarTarget) -> dict[str, int]:
     return {item: counts[item] for item in counts if item not in shared}
 
 
-def _tile_area(target: CrossbarTarget) -> float:
+def tile_area_um2(target: CrossbarTarget) -> float:
+    """Area of one tile, of components whose figure is known."""
     counts = _tile_instances(1, target)
     areas = [_area(item, count, target) for item, count in counts.items()]
     return sum(value for value in areas if value is not None)

@@ -2,7 +2,7 @@
 
 Source: SpikeSim (Moitra et al., TCAD 2023, arXiv 2210.12899), its published program's estimates of
 energy, latency and area at 65 nm. With crossbars of ``X`` rows, kernels of ``k x k``, ``T`` time
-steps, ``C`` channels in, ``N`` out, and maps of ``H`` in and ``O`` out::
+steps, ``C`` channels in, ``N`` out, and maps of ``H`` in and ``O`` out (behind pooling)::
 
     PEs      = sum over layers of ceil(C / X) ceil(N / X);  tiles = ceil(PEs / PEs per tile)
     E(cycle) = H-tree + fetch + neuron + X/8 (k^2 crossbar + X/8 (ADC + MUX))
@@ -27,9 +27,10 @@ from imcc.backends.crossbar.cost import stated
 from imcc.backends.crossbar.dialect import Mvm
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
-from imcc.ir.dialects import snn
+from imcc.ir.dialects import nn, snn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Module
+from imcc.ir.ops import Op
 
 CROSSBAR_PJ = {"rram": 1.76423, "sram": 671.089}
 CROSSBAR_UM2 = {"rram": 26.2144, "sram": 671.089}
@@ -53,6 +54,8 @@ ODDITIES = (
     "latency multiplies by the output channels, although columns work at the same time",
     "the area of membranes counts the first five layers only",
     "energy does not depend on how many neurons spike",
+    "a PE converts the columns of one crossbar a position, not those of all its k x k crossbars",
+    "positions that pooling drops cost neither energy nor time: maps have the size behind it",
     "the area of the input memory and of membranes takes 22 bits an element for one time step",
     "layers share tiles in the count of tiles, although the paper says that they do not",
     "the first convolution, which the original runs in software, counts as a crossbar layer",
@@ -89,9 +92,26 @@ def layers_of(module: Module, function: str = "inference") -> tuple[list[Layer],
                 raise op.fail(
                     "SpikeSim's closed form knows square maps and kernels without groups only"
                 )
+            out_height = _pooled(op, out_height)
             name = op.scope or op.matrix.name
             made.append(Layer(name, channels, outputs, height, out_height, op.kernel[0]))
     return made, steps
+
+
+def _pooled(op: Mvm, height: int) -> int:
+    """Height of a layer's maps behind the pooling that follows it, if any."""
+    waiting = list(op.y.users)
+    seen: set[Op] = set()
+    while waiting:
+        user = waiting.pop()
+        if user in seen or user.terminator or isinstance(user, Mvm):
+            continue
+        seen.add(user)
+        if isinstance(user, (nn.MaxPool, nn.AvgPool)):
+            height = min(height, stated(tensor(user.result).shape[-2], user.result))
+        else:
+            waiting += [other for value in user.results for other in value.users]
+    return height
 
 
 def pe_counts(layers: Sequence[Layer], rows: int) -> list[int]:

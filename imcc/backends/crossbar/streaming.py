@@ -28,6 +28,9 @@ def parts_of(op: Op, value: Value) -> tuple[float, float] | None:
 
     if isinstance(op, WHOLE) or not isinstance(value.type, TensorType):
         return None
+    if isinstance(op, (Mvm, ReadMatrix, nn.MaxPool, nn.AvgPool)) and value is not op.x:
+        # Zero points, which are there from the start.
+        return None
     shape = [stated(size, value) for size in value.type.shape]
     if isinstance(op, (Mvm, nn.MaxPool, nn.AvgPool)) and op.kernel:
         spatial = len(op.kernel)
