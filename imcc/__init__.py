@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 from imcc._version import __version__
 
 if TYPE_CHECKING:
-    from imcc.driver import CompiledModel, CompileOptions, adapt, bisect, compile, load, resume
+    from imcc.driver import (
+        CompiledModel,
+        CompileOptions,
+        adapt,
+        bisect,
+        compile,
+        load,
+        resume,
+        train,
+    )
 
 __all__ = [
     "CompileOptions",
@@ -22,6 +31,7 @@ __all__ = [
     "compile",
     "load",
     "resume",
+    "train",
 ]
 
 

@@ -311,6 +311,47 @@ def optimize_command(model: str, **given: Any) -> None:
     print_optimization(report, sys.stdout)
 
 
+@cli.command("train")
+@click.argument("model", metavar="MODEL.py[:NAME]")
+@click.option("--data", type=_PATH, help="Python file with training_data(), loss() and so on.")
+@click.option("--target", default="rram", show_default=True, help="A preset or a TOML file.")
+@_set_option
+@click.option("--passes", help="Pipeline in place of the target's own.")
+@click.option("--steps", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=3e-4, show_default=True, type=float)
+@click.option("--weight-decay", default=0.0, show_default=True, type=float)
+@click.option("--constant-rate", is_flag=True, help="Keep the rate; else it falls to 0.")
+@click.option("--noise/--no-noise", default=True, show_default=True, help="Draw devices and reads.")
+@click.option(
+    "--reads",
+    type=click.Choice(["simulated", "linear"]),
+    default="simulated",
+    show_default=True,
+    help="linear: leave out converters, several times faster.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--trials", default=0, show_default=True, type=click.IntRange(0), help="Noisy runs.")
+@click.option("--checkpoint", type=_PATH, help="Folder to go on from when stopped.")
+@click.option("--calibrate-on-example", is_flag=True, help="Use example inputs for calibration.")
+@click.option("-o", "--output", type=_PATH, required=True, help=".safetensors file to write.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@_json_option
+def train_command(model: str, output: Path, force: bool, as_json: bool, **given: Any) -> None:
+    """Fine-tune a model's weights under the noise of a target.
+
+    The model file offers training_data() and loss(outputs, batch). Weights go to a safetensors file
+    under the names of the model's state_dict. With --trials accuracy is measured before and after.
+    """
+    from imcc.cli.training import show_training, train_model
+
+    report = train_model(model, output, force=force, **given)
+    if as_json:
+        _print_json(report)
+    else:
+        show_training(report)
+    click.echo(f"wrote {output}", err=True)
+
+
 @cli.command("run")
 @click.argument("artifact", metavar="ARTIFACT|FILE.imc", type=_PATH)
 @click.option("--target", help="For an .imc file that stands alone: a preset or a TOML file.")

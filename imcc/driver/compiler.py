@@ -173,7 +173,7 @@ def _compile(
     timing = options.timing or Timing()
     with timing.span("capture"):
         progress(0, 3, "capture")
-        start = _start(model, example_inputs, options, name, source)
+        start = start_from(model, example_inputs, options, name, source)
     needed = passes_after(passes, start.module.phase)
     ranging = [item for item in needed if "calibration" in item.requires()]
     if ranging and calibration is None and not options.calibrate_on_example:
@@ -184,7 +184,7 @@ def _compile(
             "there is nothing to check passes on",
             help="give evaluation=(inputs, targets) and metric=...",
         )
-    batches = _calibration(calibration, example_inputs, options, start.signature)
+    batches = calibration_tensors(calibration, example_inputs, options, start.signature)
     return finish(start, target, passes, batches, options, test_set, timing, progress)
 
 
@@ -208,7 +208,7 @@ def _no_calibration(ranging: Sequence[Pass], source: ModelFile | None) -> Diagno
     )
 
 
-def _start(
+def start_from(
     model: nn.Module | ExportedProgram,
     example_inputs: CallInputs,
     options: CompileOptions,
@@ -275,12 +275,13 @@ def _test_set(evaluation: Any, metric: Callable[[Any, Any], Any] | None) -> Test
     return MetricTestSet(inputs, targets, metric)
 
 
-def _calibration(
+def calibration_tensors(
     calibration: Any,
     example_inputs: CallInputs,
     options: CompileOptions,
     signature: Signature,
 ) -> list[tuple[Any, ...]] | None:
+    """Calibration data as tuples of tensors; the example inputs if the options allow it."""
     if calibration is None:
         if not options.calibrate_on_example:
             return None
