@@ -66,7 +66,7 @@ class KvClip(Pass):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "calibration"})
 
     scale: Literal["keep", "refit", "stretch", "stretch-refit", "token"] = option(
-        default="stretch-refit", doc="what codes stand for after clipping"
+        default="stretch", doc="what codes stand for after clipping"
     )
     alpha: float | None = option(
         default=None, minimum=1.0, doc="g_min subtracted from each size; absent: searched"
