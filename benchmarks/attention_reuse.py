@@ -105,8 +105,14 @@ def hybrid() -> tuple[Variant, ...]:
 
 
 def overlaps() -> tuple[Variant, ...]:
-    """Layers that overlap, where targets have a key for it."""
-    return ()
+    """Both schedules, and with the pipelined one the ways of writing that take longest."""
+    pipelined = "scheduling.mode=pipelined"
+    return (
+        Variant("layers in sequence", ("scheduling.mode=sequential",)),
+        Variant("layers overlap", (pipelined,)),
+        Variant("layers overlap, columns 8", (pipelined, "dynamic.columns_at_once=8")),
+        Variant("layers overlap, crossbars 10", (pipelined, "dynamic.arrays_at_once=10")),
+    )
 
 
 def _curve(module: Any, variant: Variant, target: Any, counts: Any) -> list[Row]:
@@ -138,9 +144,11 @@ def _curve(module: Any, variant: Variant, target: Any, counts: Any) -> list[Row]
             "unknown_costs": len(cost.unknown),
         }
         row["edap_uj_ms_mm2"] = row["energy_uj"] * row["latency_us"] * 1e-3 * row["area_mm2"]
-        # 1 TOPS/W is 1 operation a pJ; 1 TOPS is 1000 operations a ns.
-        row["tops_per_w"] = 2 * macs / cost.energy_pj
-        row["tops_per_mm2"] = 2e-3 * macs / cost.latency_ns / row["area_mm2"]
+        merit = cost.merit
+        if merit is None or merit.operations != 2 * macs:
+            raise ValueError(f"{macs} multiply-accumulates here, {merit} in the cost record")
+        row["interval_us"] = merit.interval_ns * 1e-3
+        row["tops_per_w"], row["tops_per_mm2"] = merit.tops_per_w, merit.tops_per_mm2
         base = base or row
         row["edap_gain"] = base["edap_uj_ms_mm2"] / row["edap_uj_ms_mm2"]
         row["delay_gain"] = base["latency_us"] / row["latency_us"]
@@ -149,8 +157,10 @@ def _curve(module: Any, variant: Variant, target: Any, counts: Any) -> list[Row]
         row["tops_per_w_gain"] = row["tops_per_w"] / base["tops_per_w"]
         row["tops_per_mm2_gain"] = row["tops_per_mm2"] / base["tops_per_mm2"]
         share = row["gmacs"] / base["gmacs"]
-        # With operations counted as executed these two are equal; printed so that it can be seen.
-        row["edap_gain_from_tops"] = row["tops_per_w_gain"] * row["tops_per_mm2_gain"] / share**2
+        # What EDAP, TOPS/W and TOPS/mm2 say of one another, operations counted as executed.
+        row["edap_gain_from_tops"] = (
+            row["tops_per_w_gain"] * row["tops_per_mm2_gain"] / share**2
+        ) * (base["latency_us"] / base["interval_us"] / row["latency_us"] * row["interval_us"])
         if count == 0:
             row |= write_share(function, target)
         if count == 6:

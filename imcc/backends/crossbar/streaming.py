@@ -32,7 +32,9 @@ def parts_of(op: Op, value: Value) -> tuple[float, float] | None:
         # Zero points, which are there from the start.
         return None
     shape = [stated(size, value) for size in value.type.shape]
-    if isinstance(op, (Mvm, nn.MaxPool, nn.AvgPool)) and op.kernel:
+    # The zero point of a window's input has no window.
+    windowed = isinstance(op, (Mvm, nn.MaxPool, nn.AvgPool)) and value is op.x
+    if isinstance(op, (Mvm, nn.MaxPool, nn.AvgPool)) and windowed and op.kernel:
         spatial = len(op.kernel)
         images = math.prod(shape[: -spatial - 1])
         height = max(1, shape[-spatial])
