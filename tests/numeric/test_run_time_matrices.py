@@ -487,5 +487,12 @@ def test_reports_say_what_writing_takes():
     # Writing and reading follow S.
     text = text.replace("sizes(S=128)", "sizes(S=256)")
     assert cost().writing["cells"] == 2 * made["cells"]
+    # A second device has figures of its own.
+    own = cost(
+        'dynamic.components.cell_write={energy_pj=2.0, per="pulse", node_nm=32, source="a test"}'
+    )
+    assert own.components["dynamic_cell_write"]["energy_pj"] == own.writing["cells"] * 2 * 2.0
+    assert own.components["dynamic_cell_read"]["energy_pj"] > 0
+    assert any("second device" in item for item in own.provenance["not_modelled"])
     digital = cost("dynamic.matrices=digital")
     assert digital.writing is None

@@ -110,7 +110,7 @@ def cost_record(
             "sizes": {"B": 1, **module.sizes},
             "bottleneck": bottleneck,
             "input_bit_density": target.keys.activity.input_bit_density,
-            "not_modelled": list(NOT_MODELLED),
+            "not_modelled": [*NOT_MODELLED, *_not_modelled(target)],
             **learning,
             "area_unknown": sorted(k for k, v in areas.items() if v is None),
             "leakage_unknown": sorted(set(counts) - set(leakage)),
@@ -122,6 +122,12 @@ def cost_record(
         compatibility=_compatibility(module, name, target),
         writing=writing(module, name, target, interval),
     )
+
+
+def _not_modelled(target: CrossbarTarget) -> tuple[str, ...]:
+    if not target.two_devices:
+        return ()
+    return ("area and leakage of a second device's arrays: counted as those of the weights",)
 
 
 def _compatibility(module: Module, name: str, target: CrossbarTarget) -> dict[str, Any] | None:

@@ -149,8 +149,11 @@ def _write(op: Write, target: CrossbarTarget, activity: str) -> OpCost:
     steps = row_steps * column_steps * array_steps
     return OpCost(
         {
-            "cell_write.pulse": held.cells * keys.pulses_per_cell * tries,
-            "row_driver.drive": held.rows * held.column_tiles * column_steps * pulses,
+            f"{target.run_time('cell_write')}.pulse": held.cells * keys.pulses_per_cell * tries,
+            f"{target.run_time('row_driver')}.drive": held.rows
+            * held.column_tiles
+            * column_steps
+            * pulses,
             "buffer_read.word": words(op.codes, target),
         },
         steps * pulses * width,
@@ -186,11 +189,14 @@ def _read(op: ReadMatrix, target: CrossbarTarget, activity: str) -> OpCost:
     input_words = positions * held.rows * op.input_bits / keys.digital.buffer_word_bits
     return OpCost(
         {
-            "row_driver.drive": reads * density * held.rows * held.column_tiles,
-            "cell_read.read": reads * density * held.cells,
-            "column_driver.select": reads * columns,
-            "adc.convert": conversions,
-            "shift_add.add": conversions + corrections,
+            f"{target.run_time('row_driver')}.drive": reads
+            * density
+            * held.rows
+            * held.column_tiles,
+            f"{target.run_time('cell_read')}.read": reads * density * held.cells,
+            f"{target.run_time('column_driver')}.select": reads * columns,
+            f"{target.run_time('adc')}.convert": conversions,
+            f"{target.run_time('shift_add')}.add": conversions + corrections,
             "buffer_read.word": math.ceil(input_words),
             "buffer_write.word": words(op.y, target),
         },

@@ -598,6 +598,12 @@ def _resolved(data: dict[str, Any], chosen: Sequence[str], folder: Path) -> dict
     return {**data, "device": made}
 
 
+SECOND = "dynamic_"
+"""What the names of components of a second device's arrays begin with."""
+
+ARRAY_COMPONENTS = ("cell_read", "cell_write", "row_driver", "column_driver", "adc", "shift_add")
+
+
 @dataclass(frozen=True)
 class CrossbarTarget(Target):
     """A validated crossbar target: ``keys`` is its typed form."""
@@ -708,23 +714,45 @@ class CrossbarTarget(Target):
         return self.keys.hierarchy.crossbars_per_pe * self.keys.hierarchy.pes_per_tile
 
     def components(self) -> dict[str, CrossbarComponent]:
-        """All components by name."""
+        """All components by name; those of a second device's arrays have a prefix."""
         held = self.keys.components
-        return {name: getattr(held, name) for name in Components.model_fields}
+        made = {name: getattr(held, name) for name in Components.model_fields}
+        if self.written is not None and self.two_devices:
+            own = self.written.keys.components
+            made |= {f"{SECOND}{name}": getattr(own, name) for name in ARRAY_COMPONENTS}
+        return made
+
+    @property
+    def two_devices(self) -> bool:
+        """Whether run-time matrices lie in arrays or converters with figures of their own."""
+        held = self.keys.dynamic
+        return self.written is not None and bool(held.components or held.adc)
+
+    def run_time(self, component: str) -> str:
+        """Name of a component of the arrays that run-time matrices lie in."""
+        return f"{SECOND}{component}" if self.two_devices else component
+
+    def _held(self, component: str) -> tuple[CrossbarComponent, int]:
+        """A component, and the resolution of the converters that it works with."""
+        keys = self.keys
+        if self.written is not None and component.startswith(SECOND):
+            keys, component = self.written.keys, component.removeprefix(SECOND)
+        made: CrossbarComponent = getattr(keys.components, component)
+        return made, keys.adc.bits
 
     def energy_pj(self, component: str) -> float | None:
         """Energy of one event of a component, or None if unknown."""
-        made: CrossbarComponent = getattr(self.keys.components, component)
-        return made.energy(self.keys.adc.bits)
+        made, bits = self._held(component)
+        return made.energy(bits)
 
     def area_um2(self, component: str) -> float | None:
         """Area of one instance of a component, or None if unknown."""
-        made: CrossbarComponent = getattr(self.keys.components, component)
-        return made.area(self.keys.adc.bits)
+        made, bits = self._held(component)
+        return made.area(bits)
 
     def figures(self, component: str) -> dict[str, Any]:
         """The figures of a component as plain data, with unit, node and source."""
-        held: CrossbarComponent = getattr(self.keys.components, component)
+        held, _ = self._held(component)
         return held.figures(self.energy_pj(component), self.area_um2(component))
 
 
