@@ -3,8 +3,11 @@
 128 x 128 arrays, 8-bit inputs, 8-bit converters, 2 % programming error, fresh Gaussian read noise
 of 1 % of g_max on every read (a counter-based generator, one draw for each conversion).
 ``oneshot`` applies 8 bits at once to 7-bit differential cells and converts each pair and row tile;
-``bitserial`` applies bit by bit to 2-bit slices in pairs and converts each bit, slice and tile.
-Rates are samples a second of wall time, the best of several runs that alternate between the tools.
+``bitserial`` applies bit by bit to 2-bit slices in pairs and converts each bit, slice and tile;
+``bitserial_ideal`` does so without programming error, with read noise.
+Rates are samples a second of the process' CPU time, which other load on the machine disturbs less
+than wall time; the runs of the tools alternate and the best of each counts. With one thread the
+two times are the same on a quiet machine.
 
     python -m benchmarks.crossbar_speed --json
 """
@@ -23,7 +26,9 @@ from benchmarks.output import Row, main
 STYLES = {
     "oneshot": ["dac.bits=8", "array.cell_bits=7", "adc.converts=pair"],
     "bitserial": [],
+    "bitserial_ideal": ["device.write_noise.sigma_fraction=0"],
 }
+NOISE = "one normal for each conversion: hash of a counter, Box and Muller, in the kernel"
 DEIT_S = [(384, 1152), (384, 384), (384, 1536), (1536, 384)]
 TOKENS = 197
 
@@ -124,6 +129,17 @@ def peer(layer: Any) -> Any:
     return convert_to_analog(layer, config).eval()
 
 
+def conversions(network: str, style: str, batch: int) -> int:
+    """Conversions of one batch."""
+    if network == "deit_s_linears":
+        layers = [(inputs, outputs, TOKENS) for inputs, outputs in DEIT_S]
+    else:
+        layers = [(9 * i, o, (size // stride) ** 2) for i, o, stride, size in resnet20()]
+    # A pair and eight bits at once, or columns of four slices in pairs bit by bit.
+    each = 1 if style == "oneshot" else 8 * 8
+    return batch * each * sum(-(-k // 128) * n * positions for k, n, positions in layers)
+
+
 def case(network: str, style: str, repeats: int) -> Row:
     import torch
 
@@ -142,7 +158,12 @@ def case(network: str, style: str, repeats: int) -> Row:
             plain.append((torch.nn.Conv2d(inputs, outputs, 3, stride, 1), x))
             calls["imcc"].append(reader((outputs, inputs, 3, 3), x, stride, style))
     calls["float"] = [lambda layer=layer, x=x: layer(x) for layer, x in plain]
-    row: Row = {"what": f"{network}_{style}", "threads": torch.get_num_threads()}
+    row: Row = {
+        "what": f"{network}_{style}",
+        "threads": torch.get_num_threads(),
+        "read_noise": NOISE,
+        "conversions": conversions(network, style, batch),
+    }
     if style == "oneshot" and importlib.util.find_spec("aihwkit_lightning") is not None:
         analog = [(peer(layer), x / 255) for layer, x in plain]
         calls["aihwkit_lightning"] = [lambda layer=layer, x=x: layer(x) for layer, x in analog]
@@ -150,13 +171,14 @@ def case(network: str, style: str, repeats: int) -> Row:
     with torch.no_grad():
         for round_ in range(repeats + 1):
             for name, layers in calls.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 for call in layers:
                     call()
                 if round_:
-                    best[name] = min(best[name], time.perf_counter() - start)
+                    best[name] = min(best[name], time.process_time() - start)
     for name, seconds in best.items():
         row[name] = batch / seconds
+    row["imcc_ns_per_conversion"] = 1e9 * best["imcc"] / row["conversions"]
     row["imcc_over_float"] = row["imcc"] / row["float"]
     if "aihwkit_lightning" in row:
         row["imcc_over_aihwkit_lightning"] = row["imcc"] / row["aihwkit_lightning"]

@@ -153,6 +153,15 @@ def _bound(ideal: Tensor, target: CrossbarTarget) -> float:
     return inputs * (2 * largest + 0.25 * ideal.shape[-2] * (target.levels - 1))
 
 
+def _grid_bits(bound: float, finest: int) -> int:
+    return max(23 - math.ceil(math.log2(max(bound, 1.0))), finest)
+
+
+def level_bits(ideal: Tensor, target: CrossbarTarget) -> int:
+    """Bits behind the point of effective levels of cells that are meant to hold ``ideal``."""
+    return _grid_bits(_bound(ideal, target), FINEST_GRID)
+
+
 def on_grid(values: Tensor, bound: float, finest: int = 0) -> Tensor:
     """Values on a binary grid on which sums up to ``bound`` are exact in float32.
 
@@ -161,7 +170,7 @@ def on_grid(values: Tensor, bound: float, finest: int = 0) -> Tensor:
     of many levels), the grid is that fine all the same, and sums are rounded by 2^-24 of their
     size.
     """
-    bits = max(23 - math.ceil(math.log2(max(bound, 1.0))), finest)
+    bits = _grid_bits(bound, finest)
     return torch.round(values * 2.0**bits) * 2.0**-bits
 
 

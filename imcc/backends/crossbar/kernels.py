@@ -1,38 +1,56 @@
-"""CPU kernels of the simulator: read noise, conversion, shift and add in one pass.
+"""CPU kernels of the simulator: rows of a convolution, column sums, read noise, conversion, adding.
 
-The torch form in ``simulate`` is the reference; the kernel gives the same distribution (and the
-same numbers without noise), which a test shows. Fusing matters: a column sum is touched once
-instead of five times, and noise is drawn where it is used.
+A column sum is touched once: noise is drawn, added and converted in registers, and the code is
+added to the total of its logical column. Three loops serve all reads:
 
-Normals come from Box and Muller's transform (Ann. Math. Stat. 29, 1958) of a hash of a counter:
-two rounds of xor-shift and multiplication over 32 bits with 64 bits of key (the constants are those
-of C. Wellons' search for low-bias hashes). There is no state and no branch, so the compiler makes
-vector instructions of the loops; the ziggurat method took eight times as long. Logarithm, sine and
-cosine are the single-precision polynomials of Cephes. Uniforms have 31 bits: the largest draw is
-6.6 standard deviations. Every (sample, position) has a key of its own, made from the sample's, so
-that numbers do not depend on batching or threads.
+- :func:`add_positions` takes the products of a matrix library, ``[columns, positions]``;
+- :func:`add_columns` takes them as ``[positions, columns]``;
+- :func:`add_lookups` makes the sums itself where inputs are applied bit by bit: four rows choose
+  one of 16 sums that were added up before, for 32 columns at once, and 32 lookups add up 128 rows.
+
+Two columns share one draw of two normals. Every (sample, position) has a key of its own, made from
+the sample's, and every (run of rows, digit, pair of columns) a counter, so that numbers do not
+depend on batching, blocks or threads. The vector code itself is in ``vector_code``; numba keeps
+compiled kernels until this file changes, so change both.
 """
 
 from __future__ import annotations
-
-import math
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from imcc.backends.crossbar.columns import GROUP, LANES
+from imcc.backends.crossbar.vector_code import (
+    ENTRIES,
+    convert_columns,
+    convert_columns_noisy,
+    convert_lookups,
+    convert_lookups_noisy,
+    convert_positions,
+    convert_positions_noisy,
+    draw_normals,
+    sum_rows,
+)
+
 _U = np.uint32
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
-_STEP = np.uint32(0x9E3779B1)
-_HASH1 = np.uint32(0x21F0AAAD)
-_HASH2 = np.uint32(0xD35A2D97)
-_HALF_UNIT = np.float32(2.0**-31)
-_EIGHTH_TURN = np.float32(math.pi / 4 * 2.0**-31)
-_LN2 = np.float32(math.log(2.0))
-_ROOT_HALF = np.int32(0x3F3504F3)
-"""Bits of the float sqrt(1/2)."""
+_BYTES = np.uint64(0x0101010101010101)
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+def _spread_bits() -> NDArray[np.uint64]:
+    numbers = np.arange(256, dtype=np.uint64)
+    made = np.zeros(256, dtype=np.uint64)
+    for bit in range(8):
+        made |= ((numbers >> np.uint64(bit)) & np.uint64(1)) << np.uint64(8 * bit)
+    return made
+
+
+_SPREAD_BITS = _spread_bits()
+"""Bit d of a byte moved to byte d of a word."""
 
 
 @numba.njit(inline="always")
@@ -44,145 +62,307 @@ def _mix(state: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@numba.njit(inline="always")
-def _hash(counter: np.uint32, low: np.uint32, high: np.uint32) -> np.uint32:
-    # Every step is cast back to 32 bits, or numba widens it and vectors have half the lanes.
-    x = _U(_U(counter * _STEP) + low)
-    x = _U(x ^ _U(x >> _U(16)))
-    x = _U(x * _HASH1)
-    x = _U(x ^ high)
-    x = _U(x ^ _U(x >> _U(15)))
-    x = _U(x * _HASH2)
-    return _U(x ^ _U(x >> _U(15)))
-
-
-@numba.njit(fastmath={"nsz", "contract", "arcp"}, nogil=True)
-def _fill(
-    key: np.uint64,
-    first: int,
-    radius: NDArray[np.float32],
-    bits: NDArray[np.int32],
-    out: NDArray[np.float32],
-) -> None:
-    """Standard normals of counters ``first ...``; ``radius`` and ``bits`` are half as long."""
-    half = radius.size
-    low, high = _U(key & np.uint64(0xFFFFFFFF)), _U(key >> np.uint64(32))
-    floats = bits.view(np.float32)
-    for j in range(half):
-        x = _hash(_U(first + 2 * j), low, high)
-        floats[j] = (np.float32(np.int32(_U(x >> _U(1)))) + np.float32(0.5)) * _HALF_UNIT
-    for j in range(half):
-        # Exponent and mantissa of the uniform, the mantissa in [sqrt(1/2), sqrt(2)).
-        held = bits[j]
-        exponent = (held - _ROOT_HALF) >> np.int32(23)
-        bits[j] = held - (exponent << np.int32(23))
-        radius[j] = np.float32(exponent)
-    for j in range(half):
-        m = floats[j] - np.float32(1)
-        square = m * m
-        y = np.float32(7.0376836292e-2)
-        y = y * m + np.float32(-1.1514610310e-1)
-        y = y * m + np.float32(1.1676998740e-1)
-        y = y * m + np.float32(-1.2420140846e-1)
-        y = y * m + np.float32(1.4249322787e-1)
-        y = y * m + np.float32(-1.6668057665e-1)
-        y = y * m + np.float32(2.0000714765e-1)
-        y = y * m + np.float32(-2.4999993993e-1)
-        y = y * m + np.float32(3.3333331174e-1)
-        logarithm = y * m * square - np.float32(0.5) * square + m + radius[j] * _LN2
-        radius[j] = math.sqrt(max(np.float32(-2) * logarithm, np.float32(0)))
-    for j in range(half):
-        # Two bits choose the quadrant, thirty the angle within 45 degrees of its axis.
-        x = _hash(_U(first + 2 * j + 1), low, high)
-        angle = (np.float32(np.int32(_U(x << _U(2)))) + np.float32(0.5)) * _EIGHTH_TURN
-        quadrant = _U(x >> _U(30))
-        square = angle * angle
-        sine = np.float32(-1.9515295891e-4) * square + np.float32(8.3321608736e-3)
-        sine = (sine * square + np.float32(-1.6666654611e-1)) * square * angle + angle
-        cosine = np.float32(2.443315711809948e-5) * square + np.float32(-1.388731625493765e-3)
-        cosine = (cosine * square + np.float32(4.166664568298827e-2)) * square * square
-        cosine = cosine - np.float32(0.5) * square + np.float32(1)
-        swap = (quadrant & _U(1)) != 0
-        sign = np.float32(-1) if (quadrant & _U(2)) != 0 else np.float32(1)
-        r = sign * radius[j]
-        out[j] = r * (sine if swap else cosine)
-        out[j + half] = r * (cosine if swap else sine)
-
-
 @numba.njit(cache=True)
 def normals(key: np.uint64, out: NDArray[np.float32]) -> None:
-    """Fill ``out``, of even size, with standard normals of one key; for tests of the generator."""
-    half = out.size // 2
-    _fill(_mix(key + _GOLDEN), 0, np.empty(half, np.float32), np.empty(half, np.int32), out)
+    """Fill ``out`` with standard normals of one key; for tests of the generator."""
+    half = (out.size + 1) // 2
+    padded = -(-half // LANES) * LANES
+    held = np.empty(2 * padded, np.float32)
+    mixed = _mix(key + _GOLDEN)
+    low, high = _U(mixed & _LOW), _U(mixed >> np.uint64(32))
+    for at in range(0, padded, LANES):
+        draw_normals(held, at, padded + at, low, high, _U(at))
+    out[:half] = held[:half]
+    out[half:] = held[padded : padded + out.size - half]
+
+
+@numba.njit(cache=True, nogil=True)
+def position_keys(
+    keys: NDArray[np.uint64],
+    first: int,
+    per_sample: int,
+    low: NDArray[np.uint32],
+    high: NDArray[np.uint32],
+) -> None:
+    """Keys of positions ``first ...`` counted through the samples, in two halves."""
+    for index in range(low.size):
+        sample = min((first + index) // per_sample, keys.size - 1)
+        position = (first + index) % per_sample
+        mixed = _mix(keys[sample] + np.uint64(position + 1) * _GOLDEN)
+        low[index] = _U(mixed & _LOW)
+        high[index] = _U(mixed >> np.uint64(32))
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def convert_and_add(
+def bits_of_rows(
+    x: NDArray[np.float32],
+    bounds: NDArray[np.int64],
+    digits: int,
+    index: NDArray[np.uint8],
+    driven: NDArray[np.float32],
+) -> None:
+    """Bits of ``GROUP`` rows at a time, and how many rows each bit drives.
+
+    ``x`` ``[positions, K]`` are codes; run t has the rows ``bounds[t]`` to ``bounds[t + 1]``.
+    Writes ``index [positions, T, digits, groups]`` and ``driven [positions, T, digits]``.
+    """
+    tiles, groups = index.shape[1], index.shape[3]
+    for p in numba.prange(x.shape[0]):
+        for t in range(tiles):
+            stop = bounds[t + 1]
+            for first in range(0, digits, 8):
+                count = min(8, digits - first)
+                driven[p, t, first : first + count] = np.float32(0)
+                for g in range(groups):
+                    word = np.uint64(0)
+                    row = bounds[t] + g * GROUP
+                    for i in range(min(GROUP, max(0, stop - row))):
+                        code = (np.int32(x[p, row + i]) >> np.int32(first)) & np.int32(255)
+                        word |= _SPREAD_BITS[code] << np.uint64(i)
+                    ones = word & _BYTES
+                    for i in range(1, GROUP):
+                        ones += (word >> np.uint64(i)) & _BYTES
+                    for d in range(count):
+                        index[p, t, first + d, g] = np.uint8(word >> np.uint64(8 * d))
+                        driven[p, t, first + d] += np.float32(np.uint8(ones >> np.uint64(8 * d)))
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def add_positions(
+    sums: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    spread_row: NDArray[np.int64],
+    shift: NDArray[np.float32],
+    low: NDArray[np.uint32],
+    high: NDArray[np.uint32],
+    counter: int,
+    adc: tuple[np.float32, np.float32, np.float32],
+    weight: NDArray[np.float32],
+    out_row: NDArray[np.int64],
+    noisy: bool,
+    total: NDArray[np.floating],
+) -> None:
+    """Convert ``sums [M, columns, positions]`` of one run and digit and add them to ``total``.
+
+    Column c counts ``weight[c]`` in the row ``out_row[c]`` of ``total [M, rows, positions]``;
+    ``shift [columns]`` is added before conversion, the noise has the deviation
+    ``spread[m, spread_row[c]]`` and the keys ``low [M, positions]`` and ``high``. ``adc`` are the
+    inverse of the step and the range of codes.
+    """
+    images, columns, positions = sums.shape
+    half = (columns + 1) // 2
+    chunks, rest = divmod(positions, LANES)
+    parts = numba.get_num_threads() if images < numba.get_num_threads() else 1
+    inverse, bottom, top = adc
+    for item in numba.prange(images * parts):
+        m, part = item // parts, item % parts
+        start, stop = chunks * part // parts * LANES, chunks * (part + 1) // parts * LANES
+        flat, held = sums[m].reshape(-1), total[m].reshape(-1)
+        deviations, lows, highs = spread[m].reshape(-1), low[m], high[m]
+        # The last positions, fewer than LANES, are worked on in arrays of their own.
+        last_sums, last_spread = np.zeros(2 * LANES, np.float32), np.zeros(2 * LANES, np.float32)
+        last_low, last_high = np.zeros(LANES, np.uint32), np.zeros(LANES, np.uint32)
+        last_total = np.zeros(2 * LANES, np.float64)
+        end = chunks * LANES
+        last_low[:rest], last_high[:rest] = lows[end:], highs[end:]
+        for a in range(half):
+            b = min(a + half, columns - 1)
+            other = weight[b] if a + half < columns else np.float32(0)
+            left, right = a * positions, b * positions
+            out_a, out_b = out_row[a] * positions, out_row[b] * positions
+            near, far = spread_row[a] * positions, spread_row[b] * positions
+            for at in range(start, stop, LANES):
+                if noisy:
+                    convert_positions_noisy(
+                        flat, left + at, right + at, shift[a], shift[b],
+                        deviations, near + at, far + at, at, lows, highs, _U(counter + a),
+                        inverse, bottom, top,
+                        held, out_a + at, out_b + at, weight[a], other,
+                    )  # fmt: skip
+                else:
+                    convert_positions(
+                        flat, left + at, right + at, shift[a], shift[b],
+                        deviations, near + at, far + at, at, lows, highs, _U(counter + a),
+                        inverse, bottom, top,
+                        held, out_a + at, out_b + at, weight[a], other,
+                    )  # fmt: skip
+            if rest and part == parts - 1:
+                last_sums[:rest] = flat[left + end : left + positions]
+                last_sums[LANES : LANES + rest] = flat[right + end : right + positions]
+                last_total[:] = 0
+                if noisy:
+                    last_spread[:rest] = deviations[near + end : near + positions]
+                    last_spread[LANES : LANES + rest] = deviations[far + end : far + positions]
+                    convert_positions_noisy(
+                        last_sums, 0, LANES, shift[a], shift[b],
+                        last_spread, 0, LANES, 0, last_low, last_high, _U(counter + a),
+                        inverse, bottom, top, last_total, 0, LANES, weight[a], other,
+                    )  # fmt: skip
+                else:
+                    convert_positions(
+                        last_sums, 0, LANES, shift[a], shift[b],
+                        last_spread, 0, LANES, 0, last_low, last_high, _U(counter + a),
+                        inverse, bottom, top, last_total, 0, LANES, weight[a], other,
+                    )  # fmt: skip
+                held[out_a + end : out_a + positions] += last_total[:rest]
+                held[out_b + end : out_b + positions] += last_total[LANES : LANES + rest]
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def add_columns(
     sums: NDArray[np.float32],
     spread: NDArray[np.float32],
     shift: NDArray[np.float32],
-    keys: NDArray[np.uint64],
-    first_position: int,
-    step: np.float32,
-    bottom: np.float32,
-    top: np.float32,
-    digit: NDArray[np.float64],
-    cell: NDArray[np.float64],
+    low: NDArray[np.uint32],
+    high: NDArray[np.uint32],
+    counter: int,
+    adc: tuple[np.float32, np.float32, np.float32],
+    weight: NDArray[np.float32],
+    out: NDArray[np.int64],
     noisy: bool,
-    out: NDArray[np.float64],
+    total: NDArray[np.floating],
 ) -> None:
-    """Convert column sums and add them up, with read noise of deviation ``spread``.
+    """Convert ``sums [positions, columns]`` of one run and digit and add them to ``total``.
 
-    ``sums`` is ``[G, T, B, P, D, C]`` with C physical columns; ``spread`` the same, or with a
-    single column for all (read only if ``noisy``); ``shift`` ``[G, T, C]`` is added to every sum;
-    ``keys`` ``[B]``. Writes ``out[b, p, g, n]``, the sum over T, digits (weights ``digit``) and the
-    cells of a logical column (weights ``cell``) of ``clamp(round(v / step), bottom, top)``; the
-    converter's step is not applied.
+    ``LANES`` columns from ``c LANES`` on count ``weight[c]`` in ``total[p, out[c] ...]``;
+    ``shift [columns]``, ``spread [positions]``. There is an even number of such chunks.
     """
-    groups, tiles, batch, positions, digits, columns = sums.shape
-    cells = cell.shape[0]
-    logical = columns // cells
-    half = (columns + 1) // 2
-    per_column = spread.shape[5] > 1
-    shifted = False
-    for item in shift.flat:
-        shifted = shifted or item != np.float32(0)
-    for index in numba.prange(batch * positions):
-        b = index // positions
-        p = index % positions
-        held = np.empty(2 * half, dtype=np.float32)
-        total = np.empty(columns, dtype=np.float64)
-        radius = np.empty(half, dtype=np.float32)
-        bits = np.empty(half, dtype=np.int32)
-        key = _mix(keys[b] + np.uint64(first_position + p + 1) * _GOLDEN)
-        for g in range(groups):
-            total[:] = 0.0
-            for t in range(tiles):
-                offset = shift[g, t]
-                for d in range(digits):
-                    row = sums[g, t, b, p, d]
-                    weight = digit[d]
+    positions, columns = sums.shape
+    half = columns // LANES // 2
+    flat, held = sums.reshape(-1), total.reshape(-1)
+    wide = total.shape[1]
+    inverse, bottom, top = adc
+    for p in numba.prange(positions):
+        row = p * columns
+        for chunk in range(half):
+            a, b = chunk * LANES, (chunk + half) * LANES
+            out_a, out_b = p * wide + out[chunk], p * wide + out[chunk + half]
+            if noisy:
+                convert_columns_noisy(
+                    flat, row + a, row + b, shift, a, b, spread[p],
+                    low[p], high[p], _U(counter + a), inverse, bottom, top,
+                    held, out_a, out_b, weight[chunk], weight[chunk + half],
+                )  # fmt: skip
+            else:
+                convert_columns(
+                    flat, row + a, row + b, shift, a, b, spread[p],
+                    low[p], high[p], _U(counter + a), inverse, bottom, top,
+                    held, out_a, out_b, weight[chunk], weight[chunk + half],
+                )  # fmt: skip
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def add_lookups(
+    levels: NDArray[np.integer],
+    scale: np.float32,
+    index: NDArray[np.uint8],
+    spread: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    low: NDArray[np.uint32],
+    high: NDArray[np.uint32],
+    digit: NDArray[np.float32],
+    adc: tuple[np.float32, np.float32, np.float32],
+    weight: NDArray[np.float32],
+    out: NDArray[np.int64],
+    noisy: bool,
+    tables: NDArray[np.integer],
+    total: NDArray[np.floating],
+) -> None:
+    """Add up levels by the bits of the inputs, convert the sums and add them to ``total``.
+
+    ``levels [T, GROUP groups, columns]`` times ``scale``; ``index [positions, T, digits, groups]``
+    as :func:`bits_of_rows` writes it, ``spread [positions, T, digits]``, ``digit`` what a digit
+    counts, ``tables`` as :func:`room_for_tables` gives, the rest as in :func:`add_columns`.
+    """
+    positions, tiles, digits, groups = index.shape
+    columns = levels.shape[2]
+    half = columns // LANES // 2
+    flat, held = index.reshape(-1), total.reshape(-1)
+    lifts, deviations = shift.reshape(-1), spread.reshape(-1)
+    wide = total.shape[1]
+    inverse, bottom, top = adc
+    parts = min(len(tables), positions)
+    for part in numba.prange(parts):
+        start, stop = positions * part // parts, positions * (part + 1) // parts
+        table = tables[part]
+        for t in range(tiles):
+            lift = t * columns
+            for chunk in range(half):
+                a, b = chunk * LANES, (chunk + half) * LANES
+                _fill_table(levels[t], a, b, table)
+                first = t * digits * half * LANES + a
+                for p in range(start, stop):
+                    at = (p * tiles + t) * digits
+                    out_a, out_b = p * wide + out[t, chunk], p * wide + out[t, chunk + half]
                     if noisy:
-                        deviations = spread[g, t, b, p, d]
-                        deviation = deviations[0]
-                        if not shifted and not per_column and deviation == np.float32(0):
-                            # No row is driven: every column converts to 0.
-                            continue
-                        _fill(key, ((g * tiles + t) * digits + d) * 2 * half, radius, bits, held)
-                        if per_column:
-                            for c in range(columns):
-                                held[c] = row[c] + offset[c] + deviations[c] * held[c]
-                        else:
-                            for c in range(columns):
-                                held[c] = row[c] + offset[c] + deviation * held[c]
+                        convert_lookups_noisy(
+                            table, flat, at * groups, groups, digits, digit, scale,
+                            lifts, lift + a, lift + b, deviations, at, _U(half * LANES),
+                            low[p], high[p], _U(first), inverse, bottom, top,
+                            held, out_a, out_b, weight[chunk], weight[chunk + half],
+                        )  # fmt: skip
                     else:
-                        for c in range(columns):
-                            held[c] = row[c] + offset[c]
-                    for c in range(columns):
-                        code = min(max(np.rint(held[c] / step), bottom), top)
-                        total[c] += weight * np.float64(code)
-            for n in range(logical):
-                value = 0.0
-                for s in range(cells):
-                    value += total[n * cells + s] * cell[s]
-                out[b, p, g, n] = value
+                        convert_lookups(
+                            table, flat, at * groups, groups, digits, digit, scale,
+                            lifts, lift + a, lift + b, deviations, at, _U(half * LANES),
+                            low[p], high[p], _U(first), inverse, bottom, top,
+                            held, out_a, out_b, weight[chunk], weight[chunk + half],
+                        )  # fmt: skip
+
+
+def room_for_tables(levels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Room for a table of sums for each thread, at the start of a line of the cache."""
+    size = levels.shape[1] // GROUP * ENTRIES * 2 * LANES
+    room = np.empty(numba.get_num_threads() * size + 64, levels.dtype)
+    start = -room.ctypes.data % 64 // room.itemsize
+    return room[start : start + numba.get_num_threads() * size].reshape(-1, size)
+
+
+@numba.njit(nogil=True)
+def _fill_table(levels: NDArray[np.integer], a: int, b: int, table: NDArray[np.integer]) -> None:
+    """All sums of the rows of a group, for two chunks of columns side by side."""
+    wide = 2 * LANES
+    for group in range(levels.shape[0] // GROUP):
+        base = group * ENTRIES * wide
+        for lane in range(wide):
+            table[base + lane] = 0
+        for bit in range(GROUP):
+            row = base + (1 << bit) * wide
+            for lane in range(LANES):
+                table[row + lane] = levels[group * GROUP + bit, a + lane]
+                table[row + LANES + lane] = levels[group * GROUP + bit, b + lane]
+            for entry in range(1, 1 << bit):
+                sum_rows(table, row + entry * wide, row, base + entry * wide)
+
+
+@numba.njit(cache=True, nogil=True)
+def finish(
+    total: NDArray[np.floating],
+    bias_row: NDArray[np.int64],
+    bias: float,
+    step: float,
+    correction: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    inputs: NDArray[np.float64],
+    input_row: NDArray[np.int64],
+    out: NDArray[np.floating],
+) -> None:
+    """Apply the converter's step and the digital terms to totals ``[M, rows, positions]``.
+
+    ``out[m, n, p] = step * (total[m, n, p] - bias * total[m, bias_row[n], p]) + correction[n]
+    + factor[n] * inputs[m, input_row[n], p]``; ``bias_row`` and ``factor`` may be empty.
+    """
+    biased, summed = bias_row.size > 0, factor.size > 0
+    images, columns, positions = out.shape
+    across = total.strides[2] > total.strides[1]
+    for m in range(images):
+        for outer in range(positions if across else columns):
+            for inner in range(columns if across else positions):
+                n, p = (inner, outer) if across else (outer, inner)
+                value = np.float64(total[m, n, p])
+                if biased:
+                    value -= bias * np.float64(total[m, bias_row[n], p])
+                value = value * step + correction[n]
+                if summed:
+                    value += factor[n] * inputs[m, input_row[n], p]
+                out[m, n, p] = value

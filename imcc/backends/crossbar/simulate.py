@@ -15,15 +15,16 @@ keep ``WORK`` column sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imcc.backends.crossbar.cells import Cells, on_grid, program
+from imcc.backends.crossbar.cells import Cells, level_bits, on_grid, program
+from imcc.backends.crossbar.columns import Columns, DigitalTerms, bias_tile
 from imcc.backends.crossbar.dialect import EXACT_FLOAT32, MatrixType, Mvm, Program, ReadMatrix
 from imcc.backends.crossbar.learning_ops import adapts
 from imcc.backends.crossbar.linear_read import (
@@ -41,6 +42,9 @@ from imcc.ir.rules import EVAL
 from imcc.ir.semantics.draws import Draws
 from imcc.ir.semantics.interpreter import EvalContext
 from imcc.ir.semantics.resources import TORCH_DTYPES
+
+if TYPE_CHECKING:
+    from imcc.backends.crossbar.fused import FusedReader
 
 BLOCK = 1 << 22
 WORK = 1 << 22
@@ -89,6 +93,15 @@ class Matrix:
     updates: int = 0
     monitors: dict[str, ColumnMonitor] = field(default_factory=dict)
     _ideal: Tensor | None = None
+    _largest_sum: float | None = field(default=None, init=False)
+    _columns: dict[tuple[object, ...], Columns] = field(default_factory=dict, init=False)
+
+    def columns(self, key: tuple[object, ...], make: Callable[[], Columns]) -> Columns:
+        """What kernels read, made once for each trial and way of reading, which ``key`` says."""
+        key = (*key, id(self.cells))
+        if key not in self._columns:
+            self._columns[key] = make()
+        return self._columns[key]
 
     @property
     def ideal(self) -> Tensor:
@@ -106,7 +119,9 @@ class Matrix:
     @property
     def largest_sum(self) -> float:
         """The largest ideal column sum when every row applies 1."""
-        return float(self.ideal.sum(-2).max())
+        if self._largest_sum is None:
+            self._largest_sum = float(self.ideal.sum(-2).max())
+        return self._largest_sum
 
 
 def runs(rows: Tensor, kind: MatrixType) -> Tensor:
@@ -242,27 +257,39 @@ def _read(
     x, zero = x + lift, zero + lift
     outputs = kind.blocks if kind.split else 1
     shape = _result_shape(op, x)
-    flat = torch.empty(leading[0], math.prod(shape[1:-1]), outputs, kind.columns, dtype=dtype)
     reader = _Reader(op, target, matrix, draws)
-    weights = _block_sums(matrix.codes, kind, outputs)
-    correction = -zero * weights
+    correction = -zero * _block_sums(matrix.codes, kind, outputs)
+    factor = None
+    if kind.code_offset and not kind.biased:
+        factor = torch.full((outputs, kind.columns), -float(kind.code_offset), dtype=torch.float64)
     if weight_zero_point is not None:
         zeros = weight_zero_point.to(torch.float64).reshape(kind.columns, outputs).T
         terms = _block_sums(torch.ones(1, 1, kind.group_rows), kind, outputs)
         correction = correction + zero * zeros * terms
+        factor = -zeros if factor is None else factor - zeros
+    if reader.fused:
+        placed = (*shape[:-1], outputs, shape[-1])
+        if spatial:
+            placed = (*shape[: -1 - spatial], shape[-1], *shape[-1 - spatial : -1])
+        out = torch.empty(placed, dtype=dtype)
+        fused = reader.kernels(DigitalTerms(correction, factor), dtype)
+        for trial in range(trials):
+            rows = slice(trial * batch, (trial + 1) * batch)
+            fused.read(x[rows].to(torch.float32), zero, trial, out[rows])
+        if not spatial:
+            out = out.transpose(-1, -2) if kind.split else out.squeeze(-2)
+        return out.movedim(0, axis).contiguous()
+    flat = torch.empty(leading[0], math.prod(shape[1:-1]), outputs, kind.columns, dtype=dtype)
     for trial in range(trials):
         for start, stop in reader.sample_chunks(batch, flat.shape[1]):
             rows = slice(trial * batch + start, trial * batch + stop)
-            vectors = _vectors(op, x[rows], kind, zero)
+            vectors = windows(op, x[rows], kind, zero)
             made = reader.read(vectors, trial, start)
             if correction.any():
                 made += correction
-            if weight_zero_point is not None or (kind.code_offset and not kind.biased):
+            if factor is not None:
                 inputs = _block_sums(vectors.to(torch.float64), kind, outputs)
-                if weight_zero_point is not None:
-                    made -= zeros * _for_columns(inputs, kind)
-                if kind.code_offset and not kind.biased:
-                    made -= kind.code_offset * _for_columns(inputs, kind)
+                made += factor * _for_columns(inputs, kind)
             flat[rows] = made.to(dtype)
     if kind.split:
         out = flat.transpose(-1, -2).reshape(*shape, kind.blocks)
@@ -325,7 +352,7 @@ def _result_shape(op: Mvm, x: Tensor) -> list[int]:
     return [*sizes, op.held.columns]
 
 
-def _vectors(op: Mvm, x: Tensor, kind: MatrixType, zero: float) -> Tensor:
+def windows(op: Mvm, x: Tensor, kind: MatrixType, zero: float) -> Tensor:
     """Input vectors ``[batch, positions, G, K/G]``, padded with the zero point's code."""
     count = len(op.kernel)
     if not count:
@@ -378,6 +405,9 @@ class _Reader:
         self.low = low
         self.twos_complement = tensor(op.x).quant.signed and op.dac_bits == 1
         self.bottom, self.top = _code_range(op)
+        self.outputs = kind.blocks if kind.split else 1
+        # Both forms of a read multiply by the same float32.
+        self.inverse_step = float(np.float32(1.0) / np.float32(op.adc_step))
         self._trial = -1
         # What a converted digit and a converted cell of a logical column count.
         digit = 2.0 ** (op.dac_bits * torch.arange(op.digits, dtype=torch.float64))
@@ -396,6 +426,10 @@ class _Reader:
 
     def read(self, vectors: Tensor, trial: int, first: int) -> Tensor:
         """Products ``[batch, positions, outputs, N]`` of vectors ``[batch, positions, G, K/G]``."""
+        if self.fused:
+            none = torch.zeros(self.outputs, self.kind.columns, dtype=torch.float64)
+            fused = self.kernels(DigitalTerms(none), torch.float64)
+            return fused.read_vectors(vectors, trial, first)
         self.select(trial)
         batch, positions = vectors.shape[:2]
         made: list[Tensor] = []
@@ -403,20 +437,28 @@ class _Reader:
             part = vectors[:, start : start + self.block]
             digits = self._digits(part)
             sums = self._column_sums(digits, part)
-            if self.fused:
-                made.append(self._fused(sums, digits, trial, first, start))
-                continue
             if self.draws is not None:
                 sums = self._add_noise(sums, digits, trial, first, number)
             made.append(self._combine(self._convert(sums)))
         whole = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-        outputs = self.kind.blocks if self.kind.split else 1
-        return whole.reshape(batch, positions, outputs, self.kind.columns)
+        return whole.reshape(batch, positions, self.outputs, self.kind.columns)
+
+    def kernels(self, terms: DigitalTerms, result: torch.dtype) -> FusedReader:
+        """The same reads by the CPU kernels, with what is added digitally."""
+        from imcc.backends.crossbar.fused import FusedReader
+
+        return FusedReader(self, terms, result)
 
     @property
     def fused(self) -> bool:
         """Whether the CPU kernel serves this read; the torch form below serves every read."""
         return USE_KERNEL and self.monitor is None
+
+    @property
+    def constant_variance(self) -> float:
+        """Variance of a converted sum for an input of 1 on one row, where cells have the same."""
+        constant = self.target.read_noise.constant_variance or 0.0
+        return constant / self.step**2 * (2 if self.pairs else 1)
 
     def _paired(self, columns: Tensor) -> Tensor:
         """Differences of the columns of pairs, where those are converted."""
@@ -427,36 +469,46 @@ class _Reader:
         if trial == self._trial:
             return
         self._trial = trial
+        key = (trial, self.pairs, self.op.adc_step, self.op.dac_bits, self.op.kernel)
+        target = (self.draws is None, id(self.target))
+        self.held = self.matrix.columns((*key, *target), lambda: self._columns(trial))
+        self.product = self.held.product.flatten(0, 1)
+        self.shift = self.held.shift
+        self.shift_is_zero = not self.shift.any()
+        self.constant = self.target.read_noise.constant_variance
+        variance = self.held.variance
+        self.variance = None if variance is None else variance.flatten(0, 1)
+        self.scale = self.held.scale
+
+    def _columns(self, trial: int) -> Columns:
         held, cells = self.matrix.of_trial(trial), self.matrix.cells
-        self.product = self._paired(held).flatten(0, 1)
+        product = self._paired(held)
         groups, tiles = self.kind.groups, self.kind.row_tiles
-        self.shift = torch.zeros(groups, tiles, self.columns)
+        shift = torch.zeros(groups, tiles, self.columns)
+        bits = 0
         if cells is not None:
+            bits = level_bits(self.matrix.ideal, self.target)
             index = trial if cells.levels.shape[0] > 1 else 0
             if cells.constant is not None:
-                self.shift += self._paired(cells.constant[index])
+                shift += self._paired(cells.constant[index])
             if cells.converter_offsets is not None:
                 offsets = cells.converter_offsets[index]
-                self.shift += self.op.adc_step * (offsets[..., 0::2] if self.pairs else offsets)
-        self.shift_is_zero = not self.shift.any()
-        self.variance: Tensor | None = None
+                shift += self.op.adc_step * (offsets[..., 0::2] if self.pairs else offsets)
         noise = self.target.read_noise
-        self.constant = noise.constant_variance
-        if self.draws is None or self.constant is not None:
-            return
+        if self.draws is None or noise.constant_variance is not None:
+            return Columns(product, shift, bits, self.target)
         conductance = self.low + held * self.step
         mean, variance = noise.moments(conductance)
         rows = held.shape[-2] * (2**self.op.dac_bits - 1) ** 2
         difference = (mean - conductance) / self.step
         if difference.any():
-            self.product = self.product + on_grid(
-                self._paired(difference).flatten(0, 1), 8.0 * rows
-            )
+            product = product + on_grid(self._paired(difference), 8.0 * rows)
         if self.pairs:
             variance = variance[..., 0::2] + variance[..., 1::2]
-        variance = variance.flatten(0, 1) / self.step**2
-        self.scale = max(float(variance.max()), 1e-30)
-        self.variance = on_grid(variance / self.scale, float(rows))
+        variance = variance / self.step**2
+        scale = max(float(variance.max()), 1e-30)
+        variance = on_grid(variance / scale, float(rows))
+        return Columns(product, shift, bits, self.target, variance, scale)
 
     def _digits(self, part: Tensor) -> Tensor:
         """Input digits ``[G * T, batch * positions * digits, rows]``."""
@@ -487,15 +539,14 @@ class _Reader:
         squares = digits if self.op.dac_bits == 1 else digits**2
         shape = (*sums.shape[:-1], -1)
         if self.variance is None:
-            constant = (self.constant or 0.0) / self.step**2 * (2 if self.pairs else 1)
-            made = squares.sum(-1, keepdim=True).reshape(shape) * constant
+            made = squares.sum(-1, keepdim=True).reshape(shape) * self.constant_variance
         else:
             made = (torch.bmm(squares, self.variance) * self.scale).reshape(shape)
         if self.kind.packing == "diagonal" and self.kind.groups_abreast > 1:
-            made = made + self._neighbours(squares.sum(-1).reshape(sums.shape[:-1]))[..., None]
+            made = made + self.neighbours(squares.sum(-1).reshape(sums.shape[:-1]))[..., None]
         return made.sqrt()
 
-    def _neighbours(self, driven: Tensor) -> Tensor:
+    def neighbours(self, driven: Tensor) -> Tensor:
         """Variance from driven rows of other groups on the same bit lines, at level 0 here."""
         off = self.target.read_noise.moments(torch.tensor([self.low], dtype=torch.float64))[1]
         abreast = self.kind.groups_abreast
@@ -507,47 +558,6 @@ class _Reader:
         others = shared.repeat_interleave(abreast, dim=0)[:groups] - driven
         return others * float(off) / self.step**2 * (2 if self.pairs else 1)
 
-    def _fused(self, sums: Tensor, digits: Tensor, trial: int, first: int, position: int) -> Tensor:
-        """Noise, conversion and shift-and-add by the kernel."""
-        from imcc.backends.crossbar import kernels
-
-        kind, op = self.kind, self.op
-        group, tiles, batch, positions, count, columns = sums.shape
-        spread = torch.zeros(1, 1, 1, 1, 1, 1)
-        keys = np.zeros(batch, dtype=np.uint64)
-        if self.draws is not None:
-            spread = self._deviation(digits, sums)
-            samples = self.draws.samples[first : first + batch]
-            trials = (self.draws.trials[trial],)
-            keys = replace(self.draws, trials=trials, samples=tuple(samples)).keys(op.stream)
-        digit, cell = self.digit_weights, self.cell_weights
-        if kind.split:
-            shape: tuple[int, ...] = (group * kind.blocks, kind.runs_per_block)
-        else:
-            shape = (group, tiles)
-        weights = cell.numpy() if not kind.bias_columns else np.ones(1)
-        outputs = columns // len(weights)
-        out = torch.empty(batch, positions, shape[0], outputs, dtype=torch.float64)
-        kernels.convert_and_add(
-            sums.reshape(*shape, batch, positions, count, columns).numpy(),
-            (
-                spread.reshape(*shape, *spread.shape[2:]) if self.draws is not None else spread
-            ).numpy(),
-            self.shift.reshape(*shape, columns).numpy(),
-            keys,
-            position,
-            np.float32(op.adc_step),
-            np.float32(self.bottom),
-            np.float32(self.top),
-            digit.numpy(),
-            weights,
-            self.draws is not None,
-            out.numpy(),
-        )
-        if kind.bias_columns:
-            out = self.logical_columns(out)
-        return out if op.adc_step == 1.0 else out * op.adc_step
-
     def logical_columns(self, values: Tensor) -> Tensor:
         """Logical columns ``[..., N/G]`` from physical ones, less the bias of their crossbar."""
         kind, cell = self.kind, self.cell_weights
@@ -556,10 +566,7 @@ class _Reader:
         if not kind.bias_columns:
             return made
         weight = 2.0 ** (kind.cell_bits * ((kind.weight_bits - 1) // kind.cell_bits))
-        cells = torch.arange(kind.physical_columns) // kind.usable_columns
-        # The bias belongs to the crossbar that holds the digit which the bias is in.
-        slice_ = (kind.weight_bits - 1) // kind.cell_bits
-        tile = cells.reshape(kind.group_columns, kind.slices)[:, slice_]
+        tile = bias_tile(kind)
         return made - weight * values[..., kind.physical_columns :][..., tile]
 
     def _add_noise(
@@ -586,7 +593,7 @@ class _Reader:
             return sums
         if not self.shift_is_zero:
             sums = sums + self.shift[:, :, None, None, None]
-        return (sums / self.op.adc_step).round_().clamp_(self.bottom, self.top)
+        return (sums * self.inverse_step).round_().clamp_(self.bottom, self.top)
 
     def _combine(self, converted: Tensor) -> Tensor:
         """Sum over runs, digits, slices and signs; ``[batch, positions, outputs, N/G]``.
