@@ -103,7 +103,10 @@ def command_lines():
     found = []
     for page in PAGES:
         language = None
-        for line in page.read_text().replace("\\\n", " ").splitlines():
+        text = page.read_text().replace("\\\n", " ")
+        # A pipeline in quotes may go on over lines.
+        text = re.sub(r"--passes '[^'`]*'", lambda found: found[0].replace("\n", " "), text)
+        for line in text.splitlines():
             if line.startswith("```"):
                 language = line[3:].strip() if language is None else None
             elif language in ("", "sh", "console") and re.match(r"\s*imcc \w", line):

@@ -269,6 +269,7 @@ def test_check_reports_each_approximate_pass(wholes, capsys):
     assert [item["pass"] for item in steps] == [
         "calibrate-activations",
         "quantize-weights",
+        "quantize-learning",
         "integer-arithmetic",
         "calibrate-adc",
     ]

@@ -118,7 +118,13 @@ def quantise_function(
             checkpoint = BlockCheckpoint(
                 Path(method.checkpoint), _identity(function, method, context)
             )
-        for index, block in enumerate(blocks):
+        # Behind the last layer that gets codes nothing is asked of the streams; the logits of a
+        # language model alone would be the largest of them.
+        last = max(
+            (at for at, block in enumerate(blocks) if any(x in formats for x in block.layers)),
+            default=-1,
+        )
+        for index, block in enumerate(blocks[: last + 1]):
             _quantise_block(
                 block, index, len(blocks), formats, method, streams, context, writer, checkpoint
             )
