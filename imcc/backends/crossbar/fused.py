@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -321,6 +322,7 @@ class FusedReader:
                     (weight * float(self.digit[digit])).numpy(),
                     (out_row + block * rows).numpy(),
                     self.noisy,
+                    numba.get_num_threads(),
                     total.numpy(),
                 )
         inputs = None

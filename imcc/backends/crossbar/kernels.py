@@ -140,6 +140,7 @@ def add_positions(
     weight: NDArray[np.float32],
     out_row: NDArray[np.int64],
     noisy: bool,
+    threads: int,
     total: NDArray[np.floating],
 ) -> None:
     """Convert ``sums [M, columns, positions]`` of one run and digit and add them to ``total``.
@@ -152,7 +153,7 @@ def add_positions(
     images, columns, positions = sums.shape
     half = (columns + 1) // 2
     chunks, rest = divmod(positions, LANES)
-    parts = numba.get_num_threads() if images < numba.get_num_threads() else 1
+    parts = threads if images < threads else 1
     inverse, bottom, top = adc
     for item in numba.prange(images * parts):
         m, part = item // parts, item % parts
