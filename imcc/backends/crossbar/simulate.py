@@ -452,7 +452,8 @@ class _Reader:
     @property
     def fused(self) -> bool:
         """Whether the CPU kernel serves this read; the torch form below serves every read."""
-        return USE_KERNEL and self.monitor is None
+        on_cpu = self.matrix.codes.device.type == "cpu"
+        return USE_KERNEL and on_cpu and self.monitor is None
 
     @property
     def constant_variance(self) -> float:
