@@ -51,6 +51,7 @@ def print_report(report: dict[str, Any], file: IO[str]) -> None:
     _merit(console, report)
     _compatibility(console, report)
     _writing(console, report)
+    _inputs(console, report)
     _layers(console, report)
     _components(console, report)
 
@@ -231,6 +232,33 @@ def _writing(console: Any, report: dict[str, Any]) -> None:
             f"{lasts}"
         )
     )
+
+
+def _inputs(console: Any, report: dict[str, Any]) -> None:
+    """What counts rest on: which rows inputs drive, where that was counted."""
+    held = report["entry_points"]["inference"]["provenance"]
+    rows: dict[str, dict[str, Any]] = held.get("inputs") or {}
+    if not rows:
+        return
+    first = next(iter(rows.values()))
+    table = table_of(
+        f"Rows that inputs drive, counted on {first['samples']} samples",
+        "layer",
+        "share",
+        "by time step, or by bit from the lowest",
+        "runs driven",
+    )
+    for name, row in list(rows.items())[:COSTLIEST]:
+        each = row["by_step"] or row["by_digit"]
+        table.add_row(
+            plain(name),
+            _percent(row["density"]),
+            " ".join(f"{value:.2f}" for value in each),
+            _percent(row["driven_runs"]),
+        )
+    console.print(table)
+    said = f"  all reads: {held['input_bit_density']:.4f}; assumed were {held['assumed_density']:g}"
+    console.print(plain(said + (f"; {len(rows)} reads in all" if len(rows) > COSTLIEST else "")))
 
 
 def _layers(console: Any, report: dict[str, Any]) -> None:

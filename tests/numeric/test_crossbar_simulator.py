@@ -367,7 +367,7 @@ def sums_before_conversion(product, draws, trials=1):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "USE_KERNEL", False)
         patch.setattr(simulate, "USE_KERNEL", False)
-        patch.setattr(simulate._Reader, "_convert", keep)
+        patch.setattr(simulate.Reader, "_convert", keep)
         states = product.states(draws, trials)
         x = product.x.repeat(trials, 1)
         product.read(states, x, draws, trials)

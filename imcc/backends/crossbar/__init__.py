@@ -49,11 +49,12 @@ class CrossbarBackend(Backend):
         weights = "" if bits == 8 else f"{{bits={bits}}}"
         written = target.data["dynamic"]["matrices"] == "crossbar"
         products = '{matmul="symmetric"}' if written else ""
+        counted = ", profile-inputs" if target.data["activity"]["source"] == "profiled" else ""
         return (
             "canonicalize, fold-batch-norm, decompose-attention, dead-code, "
             f"quantize-spikes, calibrate-activations{products}, quantize-weights{weights}, "
             f"quantize-learning, integer-arithmetic, dead-code, map-crossbars, {calibrated}"
-            "place, schedule"
+            f"place, schedule{counted}"
         )
 
     def cost_pipeline(self, target: Target) -> str:

@@ -1,7 +1,8 @@
 """Cost rules: what each op makes the hardware do, per inference (B = 1), in closed form.
 
 An event is ``component.action``; its energy is the figure of ``components.<component>``. Counts
-that depend on data use the assumed density of ones in input digits, ``activity.input_bit_density``.
+that depend on data take what the pass ``profile-inputs`` counted, or what the target assumes
+(``activity.py``).
 
 What ops move over the chip and its pins is added by ``traffic.py``. Not modelled, and said so in
 every record: control and the clock tree.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from imcc.backends.crossbar.activity import driven_rows, driven_runs
 from imcc.backends.crossbar.dialect import COPIES, UNITS, MatrixType, Mvm, Program, ReadMatrix
 from imcc.backends.crossbar.target import CrossbarTarget
 from imcc.ir.cost import OpCost
@@ -63,6 +65,14 @@ def positions_of(op: Mvm) -> int:
     return elements(op.y) // (op.held.columns * (op.held.blocks if op.held.split else 1))
 
 
+def rows_read(op: Mvm | ReadMatrix) -> float:
+    """Logical rows that an op's reads cover: rows times positions times input digits."""
+    if isinstance(op, Mvm):
+        return float(positions_of(op) * op.digits * op.held.rows)
+    terms = stated(tensor(op.x).shape[-1], op.x)
+    return float(elements(op.x) // terms * op.digits * terms)
+
+
 def operations_of(op: Op) -> int:
     """Two for each multiply-accumulate of a product of matrices; 0 for any other op."""
     if isinstance(op, Mvm):
@@ -89,8 +99,8 @@ def digit_ns(target: CrossbarTarget) -> float:
 def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     """Read, convert, add.
 
-    For each position and input digit: the drivers of active rows fire once for each run of
-    columns, every cell of an active row passes current, every column of every run of rows is
+    For each position and input digit: the drivers of driven rows fire once for each run of
+    columns, every cell of a driven row passes current, every column of every run of rows is
     converted once (half as many conversions where pairs are), and every conversion is added.
     ``columns_per_adc`` columns take turns at one converter (:func:`digit_ns`), once for each run of
     rows that shares a crossbar; all crossbars of the matrix work at once, and copies of it share
@@ -101,10 +111,11 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
     keys = target.keys
     positions = positions_of(op)
     reads = positions * op.digits
-    density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
+    density = driven_rows(op, op.dac_bits, target)
     pair = 2 if op.converts == "pair" else 1
     columns = held.groups * held.row_tiles * (held.physical_columns + held.bias_columns)
-    conversions = reads * columns // pair
+    selected = reads * columns * driven_runs(op, target)
+    conversions = selected / pair
     input_bits = positions * held.rows * op.input_bits
     turns = held.runs_in_turn
     copies = int(op.annotations.get(COPIES, 1))
@@ -115,7 +126,7 @@ def _mvm(op: Mvm, target: CrossbarTarget, activity: str) -> OpCost:
         {
             "row_driver.drive": reads * density * held.rows * held.column_tiles,
             "cell_read.read": reads * density * held.cells,
-            "column_driver.select": reads * columns,
+            "column_driver.select": selected,
             "adc.convert": conversions,
             "shift_add.add": conversions + corrections,
             "buffer_read.word": math.ceil(input_bits / keys.digital.buffer_word_bits),

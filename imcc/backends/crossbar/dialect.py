@@ -57,6 +57,18 @@ COPIES = declare_annotation("xbar.copies", int, doc="copies of its matrix that s
 HOPS = declare_annotation("xbar.hops", float, doc="mean hops from the mesh's middle to its tiles")
 UNIT = declare_annotation("xbar.unit", int, doc="first tile of the vector units that it runs on")
 UNITS = declare_annotation("xbar.units", int, doc="vector units that it runs on, one a tile")
+INPUT_DENSITY = declare_annotation(
+    "xbar.input_density",
+    tuple[float, ...],
+    doc="share of rows that each input digit drives, least significant first, over samples",
+)
+STEP_DENSITY = declare_annotation(
+    "xbar.step_density", tuple[float, ...], doc="the same for each time step of spikes"
+)
+DRIVEN_RUNS = declare_annotation(
+    "xbar.driven_runs", float, doc="share of reads of a run of rows that drive at least one"
+)
+PROFILED = declare_annotation("xbar.profiled_samples", int, doc="samples that were counted")
 PLACE = (FIRST_CROSSBAR, CROSSBARS, FIRST_TILE, TILES)
 TIME = (START, END)
 

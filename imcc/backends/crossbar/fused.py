@@ -30,7 +30,7 @@ from imcc.backends.crossbar.columns import (
 from imcc.backends.crossbar.dialect import EXACT_FLOAT32, Mvm
 
 if TYPE_CHECKING:
-    from imcc.backends.crossbar.simulate import _Reader
+    from imcc.backends.crossbar.simulate import Reader
 
 ROOM = 1 << 19
 """Column sums that a block holds at a time, about: the cache's share of one core."""
@@ -42,7 +42,7 @@ LOOKUP_POSITIONS = 128
 class FusedReader:
     """Reads one matrix with one op; ``terms`` are added to what the converters give."""
 
-    def __init__(self, reader: _Reader, terms: DigitalTerms, result: torch.dtype) -> None:
+    def __init__(self, reader: Reader, terms: DigitalTerms, result: torch.dtype) -> None:
         self.reader, self.terms, self.result = reader, terms, result
         self.op, self.kind, self.target = reader.op, reader.kind, reader.target
         self.noisy = reader.draws is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from imcc.backends.crossbar.activity import driven_rows
 from imcc.backends.crossbar.cost import elements, words
 from imcc.backends.crossbar.learning_ops import ReadCodes, TransposedMvm, Update
 from imcc.backends.crossbar.target import CrossbarTarget
@@ -254,7 +255,7 @@ def _transposed(op: TransposedMvm, target: CrossbarTarget, activity: str) -> OpC
     kind, keys = op.kind, target.keys
     positions = elements(op.y) // kind.rows
     reads = positions * op.digits
-    density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
+    density = driven_rows(op, op.dac_bits, target)
     turns = kind.slices * (2 if kind.paired and op.converts == "column" else 1)
     # Crossbars of one sign alone hold nothing of the other.
     abreast = kind.column_tiles

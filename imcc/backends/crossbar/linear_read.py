@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from imcc.backends.crossbar.dialect import MatrixType, Mvm
+from imcc.backends.crossbar.dialect import MatrixType, Mvm, ReadMatrix
 from imcc.ir.dialects.core import tensor
 from imcc.ir.semantics.nn import convolve
 from imcc.ir.semantics.resources import TORCH_DTYPES
 
 if TYPE_CHECKING:
-    from imcc.backends.crossbar.simulate import _Reader
+    from imcc.backends.crossbar.simulate import Reader
 
 
 def linear_read(
     op: Mvm,
-    reader: _Reader,
+    reader: Reader,
     x: Tensor,
     zero: float,
     weight_zero_point: Tensor | None,
@@ -56,7 +56,7 @@ def linear_read(
 
 
 def with_read_noise(
-    op: Mvm, reader: _Reader, read: Tensor, x: Tensor, zero: float, *, trials: int
+    op: Mvm, reader: Reader, read: Tensor, x: Tensor, zero: float, *, trials: int
 ) -> Tensor:
     """``read`` plus the noise of its cells, drawn for each output with the variance of the sum."""
     kind, draws = reader.kind, reader.draws
@@ -107,7 +107,7 @@ def matrix_product(op: Mvm, x: Tensor, weights: Tensor, zeros: Tensor | None) ->
     return convolve(x, filters, None, op.stride, op.padding, op.dilation, kind.groups)
 
 
-def input_lift(op: Mvm) -> float:
+def input_lift(op: Mvm | ReadMatrix) -> float:
     """What is added to signed codes that are applied several bits at a time.
 
     Such digits have no sign bit of their own, so the hardware applies ``x + 2^(bits-1)``.
@@ -115,7 +115,7 @@ def input_lift(op: Mvm) -> float:
     return 2.0 ** (op.input_bits - 1) if tensor(op.x).quant.signed and op.dac_bits > 1 else 0.0
 
 
-def held_weights(reader: _Reader) -> Tensor:
+def held_weights(reader: Reader) -> Tensor:
     """The weights ``[N, K/G]``, in steps of a code, that the cells of the reader's trial amount to.
 
     Codes themselves where devices are ideal. Includes the mean of read noise, and what cells at
@@ -129,7 +129,7 @@ def held_weights(reader: _Reader) -> Tensor:
     return made if kind.biased or not kind.code_offset else made - kind.code_offset
 
 
-def held_constants(reader: _Reader) -> Tensor:
+def held_constants(reader: Reader) -> Tensor:
     """What offsets of drivers and converters add to each output of each block, ``[blocks, N]``."""
     kind = reader.kind
     shift = reader.logical_columns(reader.shift.double()) * float(reader.digit_weights.sum())
@@ -138,7 +138,7 @@ def held_constants(reader: _Reader) -> Tensor:
     return parts.transpose(0, 1).reshape(outputs, kind.columns)
 
 
-def read_variance(reader: _Reader) -> Tensor | float:
+def read_variance(reader: Reader) -> Tensor | float:
     """Variance of the read noise of each weight, summed over its cells, in squared code steps.
 
     ``[N, K/G]``, or a number where all are equal. A digit d of weight b adds ``b^2 d^2`` times that
@@ -163,7 +163,7 @@ def read_variance(reader: _Reader) -> Tensor | float:
     return _rows_of(made, kind)
 
 
-def digit_squares(x: Tensor, reader: _Reader) -> Tensor:
+def digit_squares(x: Tensor, reader: Reader) -> Tensor:
     """``sum over digits of weight^2 digit^2`` of input codes, for :func:`read_variance`."""
     op = reader.op
     whole = x.to(torch.int64)

@@ -7,6 +7,7 @@ from typing import Any
 
 from imcc.backends.api import Activity, Target
 from imcc.backends.crossbar import BACKEND
+from imcc.backends.crossbar.activity import activity_of
 from imcc.backends.crossbar.cost import NOT_MODELLED, operations_of, words
 from imcc.backends.crossbar.dialect import (
     CROSSBARS,
@@ -54,11 +55,14 @@ def cost_record(
     """
     if not isinstance(target, CrossbarTarget):
         raise error(codes.BAD_TARGET, f"{target.name} is no crossbar target")
-    if activity != "assumed":
+    found = activity_of(module, name, target)
+    profiled = "inputs" in found and not found["assumed_layers"]
+    if activity == "measured" or (activity == "profiled" and not profiled):
         raise error(
             codes.PASS_REQUIRES,
-            f"activity {activity!r} is not available: costs rest on an assumed density of bits",
-            help="set activity.input_bit_density in the target",
+            f"activity {activity!r} is not available: counts rest on "
+            + ("profiled samples" if profiled else "an assumed density of input bits"),
+            help='compile with activity.source = "profiled" to count them on calibration data',
         )
     if module.phase != "scheduled":
         raise error(
@@ -100,7 +104,7 @@ def cost_record(
         ),
         components=components,
         layers=made,
-        activity=activity,
+        activity="profiled" if profiled else "assumed",
         provenance={
             "target": target.name,
             "target_sha256": target.sha256,
@@ -109,7 +113,7 @@ def cost_record(
             "inference": _what_one_inference_is(module, name),
             "sizes": {"B": 1, **module.sizes},
             "bottleneck": bottleneck,
-            "input_bit_density": target.keys.activity.input_bit_density,
+            **found,
             "not_modelled": [*NOT_MODELLED, *_not_modelled(target)],
             **learning,
             "area_unknown": sorted(k for k, v in areas.items() if v is None),

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from imcc.backends.crossbar.cells import Cells, program
 from imcc.backends.crossbar.dialect import MatrixType, ReadMatrix, RunTimeMatrixType, Write
+from imcc.backends.crossbar.linear_read import input_lift
 from imcc.backends.crossbar.simulate import (
     ColumnMonitor,
     Matrix,
-    _code_range,
-    _Reader,
+    Reader,
+    code_range,
     crossbar_target,
     levels,
 )
@@ -151,7 +152,7 @@ def _lossless(
         and op.stream not in matrix.monitors
         and (target.column_offset == 0 or op.converts == "pair")
         and op.adc_step == 1.0
-        and largest <= _code_range(op)[1]
+        and largest <= code_range(op)[1]
     )
 
 
@@ -179,10 +180,8 @@ def _noisy(
             )
         )
     zero_x, zero_b = zeros
-    if tensor(op.x).quant.signed and op.dac_bits > 1:
-        # Several bits at a time have no sign bit of their own: apply x + 2^(bits-1).
-        lift = float(2 ** (op.input_bits - 1))
-        vectors, zero_x = vectors + lift, zero_x + lift
+    lift = input_lift(op)
+    vectors, zero_x = vectors + lift, zero_x + lift
     groups, terms, columns = held.shape[1:]
     layout = matrix.kind.layout(groups, terms, columns)
     offset = zero_b + (layout.code_offset if not layout.biased else 0)
@@ -193,7 +192,7 @@ def _noisy(
     out = torch.empty(order.rows, vectors.shape[1], groups * columns, dtype=dtype)
     for row in range(order.rows):
         cells = matrix.of_row(row, held[row], layout)
-        reader = _Reader(op, target, cells, row_draws(draws, row) if draws is not None else None)
+        reader = Reader(op, target, cells, row_draws(draws, row) if draws is not None else None)
         part = vectors[row : row + 1]
         made = reader.read(part, 0, 0)[0, :, 0]
         if zero_x:
@@ -204,6 +203,16 @@ def _noisy(
             made = made - offset * inputs.repeat_interleave(columns, dim=-1)
         out[row] = made.to(dtype)
     return order.result(out, columns)
+
+
+def applied_to_written(op: ReadMatrix, x: Tensor, codes: Tensor) -> tuple[Tensor, MatrixType]:
+    """What drives the rows of the matrices ``codes``: ``[rows, positions, G, K]``; their layout.
+
+    A row is a sample; offsets of signed codes are added as the hardware does.
+    """
+    order = _Order(op, x, codes)
+    groups, terms, columns = order.matrices(codes).shape[1:]
+    return order.vectors(x) + input_lift(op), op.held.layout(groups, terms, columns)
 
 
 def _transparent(
@@ -221,7 +230,7 @@ def _transparent(
         and op.stream not in matrix.monitors
         and not matrix.kind.layout(1, 1, 1).biased
         and op.adc_step <= FINEST
-        and _code_range(op)[1] * op.adc_step >= 2 * largest
+        and code_range(op)[1] * op.adc_step >= 2 * largest
         and target.only_writes_err
         and target.column_offset == 0.0
     )

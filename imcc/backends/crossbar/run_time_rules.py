@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from imcc.backends.crossbar.activity import driven_rows, driven_runs
 from imcc.backends.crossbar.cost import (
     digit_note,
     digit_ns,
@@ -178,9 +179,10 @@ def _read(op: ReadMatrix, target: CrossbarTarget, activity: str) -> OpCost:
     keys = own.keys
     positions = elements(op.y) // held.columns
     reads = positions * op.digits
-    density = keys.activity.input_bit_density if op.dac_bits == 1 else 1.0
+    density = driven_rows(op, op.dac_bits, own)
     columns = held.groups * held.row_tiles * (held.physical_columns + held.bias_columns)
-    conversions = reads * columns // (2 if op.converts == "pair" else 1)
+    selected = reads * columns * driven_runs(op, own)
+    conversions = selected / (2 if op.converts == "pair" else 1)
     offset = held.code_offset and not held.biased
     corrections = positions * held.rows if offset or op.matrix_zero_point is not None else 0
     lifted = tensor(op.x).quant.signed and op.dac_bits > 1
@@ -194,7 +196,7 @@ def _read(op: ReadMatrix, target: CrossbarTarget, activity: str) -> OpCost:
             * held.rows
             * held.column_tiles,
             f"{target.run_time('cell_read')}.read": reads * density * held.cells,
-            f"{target.run_time('column_driver')}.select": reads * columns,
+            f"{target.run_time('column_driver')}.select": selected,
             f"{target.run_time('adc')}.convert": conversions,
             f"{target.run_time('shift_add')}.add": conversions + corrections,
             "buffer_read.word": math.ceil(input_words),

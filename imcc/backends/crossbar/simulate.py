@@ -208,7 +208,7 @@ def _mvm(
     target = crossbar_target(op, ctx)
     zero = 0.0 if x_zero_point is None else float(x_zero_point)
     draws = None if target.read_noise.silent else ctx.draws
-    reader = _Reader(op, target, matrix, draws)
+    reader = Reader(op, target, matrix, draws)
     made = linear_read(op, reader, x, zero, weight_zero_point, trials=ctx.trials)
     if read is None:
         return with_read_noise(op, reader, made, x, zero, trials=ctx.trials)
@@ -257,7 +257,7 @@ def _read(
     x, zero = x + lift, zero + lift
     outputs = kind.blocks if kind.split else 1
     shape = _result_shape(op, x)
-    reader = _Reader(op, target, matrix, draws)
+    reader = Reader(op, target, matrix, draws)
     correction = -zero * _block_sums(matrix.codes, kind, outputs)
     factor = None
     if kind.code_offset and not kind.biased:
@@ -323,7 +323,7 @@ def _for_columns(inputs: Tensor, kind: MatrixType) -> Tensor:
 
 def lossless(op: Mvm, matrix: Matrix, target: CrossbarTarget, draws: Draws | None) -> bool:
     """Whether the read is an exact integer product: ideal cells, no noise, nothing clipped."""
-    top = _code_range(op)[1]
+    top = code_range(op)[1]
     return (
         matrix.cells is None
         and draws is None
@@ -334,11 +334,21 @@ def lossless(op: Mvm, matrix: Matrix, target: CrossbarTarget, draws: Draws | Non
     )
 
 
-def _code_range(op: Mvm | ReadMatrix) -> tuple[float, float]:
+def code_range(op: Mvm | ReadMatrix) -> tuple[float, float]:
     """Smallest and largest code of a converter."""
     if op.converts == "pair":
         return -(2.0 ** (op.adc_bits - 1)), 2.0 ** (op.adc_bits - 1) - 1
     return 0.0, 2.0**op.adc_bits - 1
+
+
+def applied(op: Mvm, x: Tensor, zero: float) -> Tensor:
+    """What drives the rows for codes ``x`` without trials: ``[batch, positions, G, K/G]``.
+
+    Offsets of signed codes are added and windows padded as the hardware does.
+    """
+    lift = input_lift(op)
+    x = x.movedim(tensor(op.x).batch_axis or 0, 0)
+    return windows(op, x + lift, op.held, zero + lift)
 
 
 def _result_shape(op: Mvm, x: Tensor) -> list[int]:
@@ -380,7 +390,7 @@ def windows(op: Mvm, x: Tensor, kind: MatrixType, zero: float) -> Tensor:
     return windows.reshape(x.shape[0], -1, kind.groups, kind.group_rows)
 
 
-class _Reader:
+class Reader:
     """Reads one matrix with one op: digits, column sums, noise, conversion, shift and add.
 
     Columns are physical ones, or pairs where those are converted; bias columns come last.
@@ -404,7 +414,7 @@ class _Reader:
         self.step = (1 - low) / (target.levels - 1)
         self.low = low
         self.twos_complement = tensor(op.x).quant.signed and op.dac_bits == 1
-        self.bottom, self.top = _code_range(op)
+        self.bottom, self.top = code_range(op)
         self.outputs = kind.blocks if kind.split else 1
         # Both forms of a read multiply by the same float32.
         self.inverse_step = float(np.float32(1.0) / np.float32(op.adc_step))

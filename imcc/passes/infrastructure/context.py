@@ -88,6 +88,29 @@ class PassContext:
             )
         return self.calibration
 
+    def calibration_samples(self, function: Function, count: int) -> list[tuple[Any, ...]]:
+        """The first ``count`` samples of the calibration batches, each with a batch of 1.
+
+        Whole batches for a function of fixed batch size. Raises as :meth:`calibration_batches`.
+        """
+        batches = self.calibration_batches()
+        if function.fixed_batch is not None:
+            return [tuple(batch) for batch in batches[:count]]
+        axes = [getattr(value.type, "batch_axis", None) for value in function.inputs]
+        made: list[tuple[Any, ...]] = []
+        for batch in batches:
+            sizes = [x.shape[i] for x, i in zip(batch, axes, strict=True) if i is not None]
+            for index in range(min(sizes, default=1)):
+                made.append(
+                    tuple(
+                        x if i is None else x.narrow(i, index, 1)
+                        for x, i in zip(batch, axes, strict=True)
+                    )
+                )
+                if len(made) >= count:
+                    return made
+        return made
+
     def estimate(self, function: Function, target: Any = None, activity: str = "assumed") -> Any:
         """Cost of a function on a target: cloned, mapped by the target's default pipeline."""
         if self.estimator is None:

@@ -214,7 +214,7 @@ function provenance(app) {
         "Activity",
         `${point.activity}${
           held.input_bit_density !== undefined
-            ? `; ${held.input_bit_density} of the input bits are 1`
+            ? `; ${Number(held.input_bit_density.toPrecision(4))} of the input bits are 1`
             : ""
         }`,
       ],

@@ -47,7 +47,9 @@ class ProfileActivity(Pass):
             found = [op for op in function.ops if isinstance(op, Product)]
             counted: dict[Op, list[Run]] = defaultdict(list)
             if found:
-                for number, sample in enumerate(self._samples(function, context)):
+                for number, sample in enumerate(
+                    context.calibration_samples(function, self.samples)
+                ):
                     context.progress(number, self.samples, "profile activity")
                     for op, runs in _count(function, sample, context, target).items():
                         counted[op].append(_joined(runs))
@@ -59,19 +61,6 @@ class ProfileActivity(Pass):
                     busy = BACKEND.op_cost(op, target).busy_ns
                     rewriter.annotate(op, sparse__start_ns=now, sparse__end_ns=now + busy)
                     now += busy
-
-    def _samples(self, function: Function, context: PassContext) -> list[tuple[Any, ...]]:
-        """Single samples of the calibration batches (whole batches of a program of fixed size)."""
-        made: list[tuple[Any, ...]] = []
-        for batch in context.calibration_batches():
-            if function.fixed_batch is not None:
-                made.append(tuple(batch))
-                continue
-            for index in range(len(batch[0])):
-                made.append(tuple(value[index : index + 1] for value in batch))
-                if len(made) >= self.samples:
-                    return made
-        return made[: self.samples]
 
     def _annotate(self, op: Product, runs: list[Run], rewriter: Any) -> None:
         from imcc.backends.sparse_snn.dialect import EVENT_NAMES
