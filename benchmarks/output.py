@@ -7,9 +7,39 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+
+class SavedRows:
+    """Finished rows as JSON lines in a file, so that a run that was stopped goes on.
+
+    A row is found again by ``key``: everything that it depends on. A row that says that it
+    ``failed`` is tried again. Without a path nothing is kept.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = Path(path) if path else None
+        self.known: dict[str, Row] = {}
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                held = json.loads(line)
+                self.known[json.dumps(held["key"], sort_keys=True)] = held["row"]
+
+    def row(self, key: Row, make: Callable[[], Row]) -> Row:
+        """The row of ``key``, made now if it is not known, and shown on the error stream."""
+        text = json.dumps(key, sort_keys=True)
+        if text not in self.known:
+            self.known[text] = made = make()
+            sys.stderr.write(f"{json.dumps(made, default=str)}\n")
+            sys.stderr.flush()
+            if self.path is not None and "failed" not in made:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "row": made}, default=str) + "\n")
+        return self.known[text]
 
 
 def main(

@@ -11,7 +11,13 @@ threads, for quantising alone, so that a busy machine does not change them.
 ``auto-round`` is the PyPI package, asymmetric, given the same sequences, one sample a step as the
 rows of ``tesseraq`` with ``--batch 1``; ``--auto-round-iterations`` sets its steps for each block.
 
-    python -m benchmarks.ptq --json --windows 32 --iterations 10 --rounds 8
+Steps, sequences and windows default to what two cores do in an evening (about six minutes of one
+thread for each row of SmolLM2); the published schedule is ``--rounds 20 --iterations 250
+--learning-rate 1e-3 --sequences 512 --length 2048``, best with ``--device cuda``. ``--windows 0``
+evaluates the whole text. ``--quick`` takes minutes in all. Rows are kept in ``--save`` as they are
+done, and a run goes on from there.
+
+    python -m benchmarks.ptq --json --save out/ptq.jsonl
 """
 
 from __future__ import annotations
@@ -22,11 +28,12 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import peak_gb, reset_peak
-from benchmarks.output import Row, main
+from benchmarks.output import Row, SavedRows, main
 
 SMOLLM2 = "examples/smollm2/model.py"
 METHODS: dict[str, dict[str, str]] = {
@@ -46,8 +53,10 @@ WINDOW = 512
 
 def pipeline(row: dict[str, Any], options: dict[str, Any]) -> str:
     """The pass that makes a row; ``float`` has none."""
+    rounded = f"quantize-activations{{bits={row['activation_bits']}}}, "
+    before = "canonicalize, " + (rounded if row["activation_bits"] else "")
     if row["method"] == "float":
-        return "canonicalize"
+        return before.removesuffix(", ")
     parts = [f"bits={row['bits']}", 'scheme="asymmetric"']
     if row["group"] is not None:
         parts.append(f"group={row['group']}")
@@ -55,10 +64,10 @@ def pipeline(row: dict[str, Any], options: dict[str, Any]) -> str:
     if row["method"] == "tesseraq":
         parts += [f"{key}={options[key]}" for key in ("rounds", "iterations", "learning_rate")]
         parts += [f"{key}=false" for key in ("tune_scale", "progressive") if options[f"no_{key}"]]
-    parts.append(f"batch={options['batch']}")
+    parts += [f"batch={options['batch']}", f'device="{options["device"]}"']
     if options["plan"]:
         parts.append(f'plan="{options["plan"]}"')
-    return f"canonicalize, quantize-weights{{{' '.join(parts)}}}"
+    return f"{before}quantize-weights{{{' '.join(parts)}}}"
 
 
 class Subject:
@@ -175,7 +184,7 @@ class Subject:
             batch_size=1,
             dataset=[batch[0] for batch in self.batches],
             seed=42 + self.options["seed"],
-            device_map="cpu",
+            device_map=self.options["device"],
             low_cpu_mem_usage=False,
             enable_torch_compile=False,
             amp=False,
@@ -203,24 +212,35 @@ def measure(options: argparse.Namespace) -> list[Row]:
     given = vars(options)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.model == SMOLLM2 and options.plan is None:
+        given["plan"] = str(Path(SMOLLM2).with_name("plan.toml"))
+    if options.quick:
+        given.update(sequences=16, rounds=4, iterations=4, windows=4, auto_round_iterations=16)
     subject = Subject(given)
     wanted: list[dict[str, Any]] = []
     if not options.no_float:
         wanted.append({"method": "float", "bits": 32, "group": None})
     formats = [tuple(json.loads(f"[{text}]")) for text in options.formats]
-    for bits, group in formats or (FORMATS if subject.language else FORMATS_CHANNEL):
+    formats = formats or list(FORMATS if subject.language else FORMATS_CHANNEL)
+    for bits, group in formats[-1:] if options.quick else formats:
         for method in options.methods.split(","):
-            if method != "auto-round" or subject.language:
+            if method != "auto-round" or (subject.language and not options.activation_bits):
                 wanted.append({"method": method, "bits": bits, "group": group})
-    rows: list[Row] = []
-    for row in wanted[: 3 if options.quick else None]:
+    saved = SavedRows(options.save)
+    settings = {key: value for key, value in given.items() if key not in UNSETTLING}
+
+    def make(row: Row) -> Row:
         try:
-            rows.append(subject.row(row))
+            return subject.row(row)
         except Exception as wrong:
-            rows.append({**row, "failed": f"{type(wrong).__name__}: {wrong}"})
-        sys.stderr.write(f"{json.dumps(rows[-1], default=str)}\n")
-        sys.stderr.flush()
-    return rows
+            return {**row, "failed": f"{type(wrong).__name__}: {wrong}"}
+
+    rows = [{**row, "activation_bits": options.activation_bits} for row in wanted]
+    return [saved.row({**settings, **row}, partial(make, row)) for row in rows]
+
+
+UNSETTLING = ("json", "quick", "methods", "formats", "no_float", "save", "activation_bits")
+"""Options that choose rows, or say what happens to them; the others settle what a row is."""
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
@@ -231,14 +251,19 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", default="valid", choices=("valid", "shakespeare"))
     parser.add_argument("--sequences", type=int, default=48, help="of the calibration text")
     parser.add_argument("--length", type=int, default=256, help="tokens of such a sequence")
-    parser.add_argument("--windows", type=int, help="evenly spread over the test text; default all")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=250)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--windows", type=int, default=24, help="evenly spread over the test text; 0: all of it"
+    )
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=0.04)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-tune-scale", action="store_true")
     parser.add_argument("--no-progressive", action="store_true")
-    parser.add_argument("--auto-round-iterations", type=int, default=200)
+    parser.add_argument("--auto-round-iterations", type=int, default=90)
+    parser.add_argument("--activation-bits", type=int, help="codes for inputs of layers, by token")
+    parser.add_argument("--device", default="cpu", help="where blocks are fitted: cpu, cuda")
+    parser.add_argument("--save", help="JSON lines of finished rows; a run goes on from it")
     parser.add_argument("--plan", help="plan file of quantize-weights")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--seed", type=int, default=0)

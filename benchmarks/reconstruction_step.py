@@ -76,7 +76,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with torch.no_grad():
         target = block.run({block.inputs[0]: x}, store, streams.chunks[0].symbols)
     energy = sum(float(held.square().sum()) for held in target.values())
-    loss = BlockLoss(block, streams, store, [target], energy)
+    streams.put_float(streams.chunks[0], target)
+    loss = BlockLoss(block, streams, store, energy)
     ours: dict[Value, Rounding] = {}
     theirs: dict[str, Rounding] = {}
     for op in block.layers:

@@ -93,6 +93,10 @@ class QuantizeWeights(Pass):
         default=None, doc="folder for finished blocks; a run that was stopped goes on from it"
     )
 
+    device: str = option(
+        default="cpu", doc="where blocks are fitted, as torch names it: cpu, cuda, cuda:1"
+    )
+
     def promise(self) -> Approximate:
         """The bound grows as the step does: 0.1 at 8 bits, twice that for each bit less."""
         bits = self.bits if self.budget is None else 2
@@ -106,7 +110,7 @@ class QuantizeWeights(Pass):
 
     def run(self, module: Module, context: PassContext) -> None:
         """Quantise every weight once, however many ops read it."""
-        from imcc.passes.quantization.blockwise import Method, quantise_function
+        from imcc.passes.quantization.blockwise import Method, compute_device, quantise_function
         from imcc.passes.quantization.grid import WeightFormat
         from imcc.passes.quantization.plan import read_plan
 
@@ -130,6 +134,7 @@ class QuantizeWeights(Pass):
             checkpoint=self.checkpoint,
             budget=self.budget,
             plan_output=self.plan_output,
+            device=compute_device(self.device),
         )
         for function in module.functions.values():
             for op in function.ops:

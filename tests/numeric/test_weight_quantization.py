@@ -5,6 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from imcc.frontend.capture import capture
 from imcc.ir import codes
@@ -12,11 +14,12 @@ from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.dialects import nn as ops
 from imcc.ir.semantics.interpreter import evaluate_function
 from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
-from imcc.passes.quantization.blocks import split_blocks
+from imcc.passes.quantization.blocks import constant_weight, split_blocks
 from imcc.passes.quantization.gptq import gptq_codes
 from imcc.passes.quantization.grid import Grid, WeightFormat
 from imcc.passes.quantization.moments import InputMoments, output_error, unfold
 from imcc.passes.quantization.reconstruction import (
+    BlockLoss,
     Recipe,
     Rounding,
     fit,
@@ -25,6 +28,7 @@ from imcc.passes.quantization.reconstruction import (
 )
 from imcc.passes.quantization.scaling import clipped_grid
 from imcc.passes.quantization.sensitivity import spend
+from imcc.passes.quantization.streams import ActivationStore, Streams
 
 QUICK = "iterations=15 rounds=6 batch=16 learning_rate=0.02"
 
@@ -213,7 +217,7 @@ def test_the_stretched_sigmoid_inverts():
 
 def test_a_loss_that_is_not_finite_names_the_block():
     class Loss:
-        targets = (None,)
+        streams = type("Streams", (), {"chunks": (None,)})()
         block = type("Block", (), {"name": "layers.7"})()
 
         def __call__(self, index, weights):
@@ -322,6 +326,69 @@ def test_calibration_data_is_asked_for_only_where_it_is_used(network):
     quantised((captured, None), "bits=4")
     with pytest.raises(DiagnosticError, match="calibration"):
         quantised((captured, None), 'bits=4 rounding="gptq"')
+
+
+# -- devices --------------------------------------------------------------------------------------
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses an op whose tensors lie on two devices, as a GPU does; copies are how they move."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "copy" not in func.__name__:
+            held = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+            assert len({item.device for item in held if item.dim()}) <= 1, func
+        return func(*args, **(kwargs or {}))
+
+
+class Attends(nn.Module):
+    """Positions folded to a constant, numbers of the samples made at run time, a causal mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Embedding(6, 8)
+        self.project = nn.Linear(8, 24)
+
+    def forward(self, x):
+        x = x + self.positions(torch.arange(x.shape[1]))
+        x = x + torch.arange(x.shape[0]).float().reshape(-1, 1, 1)
+        q, k, v = (part.unsqueeze(1) for part in self.project(x).chunk(3, -1))
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def test_a_block_runs_on_the_device_that_is_asked_for():
+    captured = capture(Attends(), (torch.randn(2, 6, 8),))
+    device, store = torch.device("meta"), captured.resources
+    (block,) = split_blocks(captured.module.function(), "model")
+    batch = (torch.randn(4, 6, 8),)
+    with OneDevice(), device:
+        streams = Streams(captured.module.function(), [batch], 2, ActivationStore(device=device))
+        there = store.on(device)
+        for chunk in streams.chunks:
+            made = block.run(streams.float_inputs(chunk, block), there, chunk.symbols)
+            # Nothing can be read back from this device: keep zeros of the same shape.
+            made = {value: torch.zeros(held.shape, device="cpu") for value, held in made.items()}
+            streams.put_float(chunk, made)
+        soft = {
+            layer.weight: Rounding(weight, Grid.fit(WeightFormat(2, group=4), weight), True)
+            for layer in block.layers
+            for weight in (there.get(constant_weight(layer).value),)
+        }
+        loss = BlockLoss(block, streams, there, 1.0)(0, {v: r.weight() for v, r in soft.items()})
+        loss.backward()
+    assert loss.device == device
+    assert all(p.grad.device == device for item in soft.values() for p in item.parameters())
+    assert all(
+        held.device.type == "cpu" for c in streams.chunks for held in c.float_values.values()
+    )
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_refused(network, name):
+    with pytest.raises(DiagnosticError) as caught:
+        quantised(network, f'bits=4 rounding="gptq" device="{name}"')
+    assert caught.value.diagnostics[0].code is codes.BAD_OPTION
+    assert name in str(caught.value)
 
 
 # -- plans ----------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class ResourceStore:
         the returned resource.
         """
         made = element if element is not None else ELEMENT_OF[tensor.dtype]
-        stored = tensor.detach().to(storage_dtype(made)).contiguous()
+        stored = tensor.detach().to("cpu", storage_dtype(made)).contiguous()
         digest = tensor_sha256(stored)
         kind = TensorType(tuple(stored.shape), made)
         unique, number = name, 0
@@ -104,6 +104,14 @@ class ResourceStore:
     def bind(self, values: Mapping[str, Tensor]) -> ResourceStore:
         """A store that looks names up in ``values`` first; for training and what-if runs."""
         return ResourceStore({**self._tensors, **values}, self._derivations)
+
+    def on(self, device: torch.device) -> ResourceStore:
+        """This store for work on ``device``; itself for the CPU.
+
+        What :meth:`get` moved there stays there as long as the view lives; :meth:`put` stores in
+        this store.
+        """
+        return self if device.type == "cpu" else _OnDevice(self._tensors, device)
 
     def copy(self) -> ResourceStore:
         """A store with the same tensors."""
@@ -178,6 +186,18 @@ class ResourceStore:
             ) from None
         found.raise_errors()
         return cls(tensors)
+
+
+class _OnDevice(ResourceStore):
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        super().__init__()
+        self._tensors, self._device = tensors, device
+        self._moved: dict[str, Tensor] = {}
+
+    def get(self, name: str) -> Tensor:
+        if name not in self._moved:
+            self._moved[name] = super().get(name).to(self._device)
+        return self._moved[name]
 
 
 def _broken(message: str) -> Diagnostic:

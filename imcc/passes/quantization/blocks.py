@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imcc.ir.dialects import core, nn
+from imcc.ir.dialects import core, nn, quant
 from imcc.ir.module import Function
 from imcc.ir.ops import Op, Value
 from imcc.ir.regions import static_ops
@@ -64,6 +64,18 @@ class Block:
         context = EvalContext(dict(symbols), resources, unrounded=unrounded)
         evaluate_ops(ops, values, context, keep=set(self.outputs), observer=observer)
         return {value: values[value] for value in self.outputs}
+
+    def static_weights(self, resources: ResourceStore) -> dict[Value, Tensor]:
+        """The layers' weights as the program computes them now, for :meth:`run` to take."""
+        wanted = [op.weight for op in self.ops if isinstance(op, (nn.Linear, nn.Conv))]
+        values: dict[Value, Any] = {}
+        ops = [
+            op
+            for op in _entering(self.ops, dict.fromkeys(self.inputs))
+            if isinstance(op, (core.Constant, quant.Dequantize))
+        ]
+        evaluate_ops(ops, values, EvalContext({}, resources), keep=set(wanted))
+        return {value: values[value] for value in wanted if value in values}
 
 
 def constant_weight(op: Op) -> core.Constant | None:

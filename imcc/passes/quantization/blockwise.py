@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,8 @@ from imcc.ir import codes
 from imcc.ir.diagnostics import error
 from imcc.ir.dialects import core, learn, quant
 from imcc.ir.module import Function, Resource
-from imcc.ir.ops import Value
 from imcc.ir.rewriting import Rewriter
-from imcc.ir.semantics.resources import tensor_sha256
+from imcc.ir.semantics.resources import ResourceStore, tensor_sha256
 from imcc.passes.infrastructure import PassContext
 from imcc.passes.quantization.blocks import Block, Layer, constant_weight, split_blocks
 from imcc.passes.quantization.checkpoint import BlockCheckpoint, Solution
@@ -45,7 +44,7 @@ from imcc.passes.quantization.reconstruction import (
 )
 from imcc.passes.quantization.scaling import Fold, clipped_grid, fold_scales, replace_constants
 from imcc.passes.quantization.sensitivity import layer_errors, plan_text, rules_for, spend
-from imcc.passes.quantization.streams import ActivationStore, Streams
+from imcc.passes.quantization.streams import CPU, ActivationStore, Streams
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Method:
     checkpoint: str | None = None
     budget: float | None = None
     plan_output: str | None = None
+    device: torch.device = CPU
 
     @property
     def uses_data(self) -> bool:
@@ -85,6 +85,20 @@ class Method:
         return tuple(
             SOFT_SHARES[round(index * last / (self.rounds - 1))] for index in range(self.rounds)
         )
+
+
+def compute_device(name: str) -> torch.device:
+    """The device that torch calls ``name``; a diagnostic if there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as wrong:
+        raise error(
+            codes.BAD_OPTION,
+            f'device="{name}" cannot be used: {str(wrong).splitlines()[0]}',
+            help='"cpu" always works; "cuda" needs a GPU and a build of torch for it',
+        ) from None
+    return device
 
 
 def quantise_function(
@@ -110,8 +124,14 @@ def quantise_function(
         if method.storage == "disk":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imcc-")))
         dtype = torch.bfloat16 if method.activation_dtype == "bf16" else torch.float32
+        if method.device != CPU:
+            # What ops make anew (positions, masks) is made there too.
+            stack.enter_context(method.device)
         streams = Streams(
-            function, context.calibration_batches(), method.batch, ActivationStore(folder, dtype)
+            function,
+            context.calibration_batches(),
+            method.batch,
+            ActivationStore(folder, dtype, method.device),
         )
         checkpoint = None
         if method.checkpoint is not None:
@@ -139,8 +159,10 @@ def _within_budget(
     context: PassContext,
 ) -> dict[Layer, WeightFormat]:
     store = context.weights()
-    streams = Streams(function, context.calibration_batches(), method.batch, ActivationStore())
-    errors = layer_errors(blocks, formats, streams, store)
+    kept = ActivationStore(device=method.device)
+    streams = Streams(function, context.calibration_batches(), method.batch, kept)
+    with nullcontext() if method.device == CPU else method.device:
+        errors = layer_errors(blocks, formats, streams, store.on(method.device))
     names = {layer: str(_constant(layer).value) for layer in errors}
     sizes = {names[layer]: store.get(names[layer]).numel() for layer in errors}
     rules = rules_for(
@@ -169,23 +191,21 @@ def _quantise_block(
     writer: _Writer,
     checkpoint: BlockCheckpoint | None,
 ) -> None:
-    store = context.weights()
+    store = context.weights().on(method.device)
     start = time.perf_counter()
-    targets: list[dict[Value, Tensor]] = []
     with torch.no_grad():
         for chunk in streams.chunks:
             made = block.run(
                 streams.float_inputs(chunk, block), store, chunk.symbols, unrounded=True
             )
             streams.put_float(chunk, made)
-            targets.append(made)
     mine = {layer: formats[layer] for layer in block.layers if layer in formats}
     row: dict[str, Any] = {"block": block.name, "layers": len(mine)}
     if mine:
         found = checkpoint.read(index, block, mine) if checkpoint is not None else None
         if found is None:
-            loss = _loss(block, streams, context, targets)
-            found = _solve(block, index, total, mine, method, streams, context, writer, loss, row)
+            loss = _loss(block, streams, store)
+            found = _solve(block, index, total, mine, method, store, context, writer, loss, row)
             if checkpoint is not None:
                 checkpoint.write(index, block, found)
         else:
@@ -196,9 +216,12 @@ def _quantise_block(
     if mine or streams.differ(block):
         errors: list[float] = []
         with torch.no_grad():
-            for chunk, target in zip(streams.chunks, targets, strict=True):
-                made = block.run(streams.quantised_inputs(chunk, block), store, chunk.symbols)
+            weights = block.static_weights(store)
+            for chunk in streams.chunks:
+                inputs = streams.quantised_inputs(chunk, block)
+                made = block.run(inputs, store, chunk.symbols, weights=weights)
                 streams.put_quantised(chunk, made)
+                target = streams.float_outputs(chunk, block)
                 errors.extend(_relative(made[value], target[value]) for value in target)
         row["output_error"] = math.fsum(errors) / len(errors) if errors else 0.0
     if mine:
@@ -212,18 +235,17 @@ def _solve(
     total: int,
     formats: dict[Layer, WeightFormat],
     method: Method,
-    streams: Streams,
+    store: ResourceStore,
     context: PassContext,
     writer: _Writer,
     loss: BlockLoss,
     row: dict[str, Any],
 ) -> Solution:
-    store = context.weights()
     seed = context.seed * 1_000_003 + index * 1009
     moments: dict[Layer, InputMoments] = {}
     folds: list[Fold] = []
     if method.init == "awq" or method.rounding == "gptq":
-        moments = measure(block, streams, store)
+        moments = measure(block, loss.streams, store)
     if method.init == "awq":
         folds, row["scale_exponents"] = fold_scales(block, formats, moments, store, writer.rewriter)
     weights = {layer: store.get(_constant(layer).value) for layer in formats}
@@ -243,8 +265,6 @@ def _solve(
             grids[layer] = clipped_grid(layer, form, weights[layer], moments[layer])
         elif method.init == "rtn":
             grids[layer] = Grid.fit(form, weights[layer])
-    nearest = {layer.weight: grids[layer].nearest(weights[layer]) for layer in formats}
-    row["loss_nearest"] = loss.mean(nearest)
     if method.rounding == "nearest":
         coded = {
             layer: Coded(grids[layer].codes(weights[layer]), grids[layer]) for layer in formats
@@ -255,7 +275,6 @@ def _solve(
             layer: Coded(gptq_codes(layer, weights[layer], grid, moments[layer]), grid)
             for layer, grid in grids.items()
         }
-        row["loss"] = loss.mean(_reals(coded))
         return Solution(coded, folds)
     soft = {
         layer.weight: Rounding(weights[layer], grids[layer], method.tune_scale) for layer in formats
@@ -263,40 +282,27 @@ def _solve(
     recipe = Recipe(method.iterations, method.learning_rate, seed)
     round_progressively(soft, loss, recipe, method.shares, report)
     coded = {layer: Coded(*soft[layer.weight].finish()) for layer in formats}
-    row["loss"] = loss.mean(_reals(coded))
     return Solution(coded, folds)
-
-
-def _reals(coded: Mapping[Layer, Coded]) -> dict[Value, Tensor]:
-    return {
-        layer.weight: held.grid.real(held.codes, torch.Size(_sizes(layer)))
-        for layer, held in coded.items()
-    }
-
-
-def _sizes(layer: Layer) -> list[int]:
-    return [int(str(size)) for size in core.tensor(layer.weight).shape]
 
 
 CLIPPING_RATE = 5e-3
 """Learning rate of learned clipping (OmniQuant, section 4.1)."""
 
 
-def _loss(
-    block: Block, streams: Streams, context: PassContext, targets: list[dict[Value, Tensor]]
-) -> BlockLoss:
-    kept = [
-        {value: held for value, held in made.items() if held.is_floating_point()}
-        for made in targets
-    ]
-    energy = math.fsum(float(t.square().sum()) for made in kept for t in made.values())
+def _loss(block: Block, streams: Streams, store: ResourceStore) -> BlockLoss:
+    energy = math.fsum(
+        float(held.square().sum())
+        for chunk in streams.chunks
+        for held in streams.float_outputs(chunk, block).values()
+        if held.is_floating_point()
+    )
     if not math.isfinite(energy):
         raise error(
             codes.BAD_DATA,
             f"block {block.name!r} gives values that are not finite on the calibration data",
             help="check the calibration data and the model in float",
         )
-    return BlockLoss(block, streams, context.weights(), kept, (energy or 1.0) / len(kept))
+    return BlockLoss(block, streams, store, (energy or 1.0) / len(streams.chunks))
 
 
 def _relative(made: Tensor, target: Tensor) -> float:
@@ -306,7 +312,7 @@ def _relative(made: Tensor, target: Tensor) -> float:
 
 def _identity(function: Function, method: Method, context: PassContext) -> str:
     """What a checkpoint depends on: options, seed, weights and calibration data."""
-    options = replace(method, checkpoint=None, storage="", plan_output=None)
+    options = replace(method, checkpoint=None, storage="", plan_output=None, device=CPU)
     digest = hashlib.sha256(f"{options} {context.seed}".encode())
     for op in function.ops:
         if isinstance(op, core.Constant):

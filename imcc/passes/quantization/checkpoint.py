@@ -55,7 +55,9 @@ class BlockCheckpoint:
             tensors[f"fold.{number:04}.{position[fold.op]}.{fold.operand}"] = fold.tensor
         path = self._path(index)
         beside = path.with_suffix(f".{os.getpid()}.part")
-        plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+        plain = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+        }
         try:
             save_file(plain, str(beside), metadata={IDENTITY: self.identity})
             beside.replace(path)

@@ -22,7 +22,7 @@ from imcc.ir.semantics.quant import round_straight_through
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.passes.quantization.blocks import Block
 from imcc.passes.quantization.grid import Grid, WeightFormat
-from imcc.passes.quantization.streams import Chunk, Streams
+from imcc.passes.quantization.streams import CPU, Chunk, Streams
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1
 """Bounds of the stretched sigmoid (Louizos et al., ICLR 2018), so that 0 and 1 are reached."""
@@ -198,11 +198,10 @@ class BlockLoss:
         block: Block,
         streams: Streams,
         store: ResourceStore,
-        targets: list[dict[Value, Tensor]],
         energy: float,
     ) -> None:
         self.block, self.streams, self.store = block, streams, store
-        self.targets, self.energy = targets, energy
+        self.energy = energy
 
     def __call__(self, index: int, weights: Mapping[Value, Tensor]) -> Tensor:
         """``sum |y' - y|^2 / mean over chunks of sum |y|^2`` for the weights given."""
@@ -210,15 +209,10 @@ class BlockLoss:
         inputs = self.streams.quantised_inputs(chunk, self.block)
         made = self.block.run(inputs, self.store, chunk.symbols, weights=weights)
         total = torch.zeros(())
-        for value, target in self.targets[index].items():
-            total = total + (made[value] - target).square().sum()
+        for value, target in self.streams.float_outputs(chunk, self.block).items():
+            if target.is_floating_point():
+                total = total + (made[value] - target).square().sum()
         return total / self.energy
-
-    def mean(self, weights: Mapping[Value, Tensor]) -> float:
-        """The loss over all chunks."""
-        with torch.no_grad():
-            losses = [float(self(index, weights)) for index in range(len(self.targets))]
-        return math.fsum(losses) / len(losses)
 
 
 def adam(variables: Iterable[Rounding | Clipping], learning_rate: float) -> torch.optim.Adam:
@@ -242,11 +236,13 @@ def fit(
     Raises :class:`DiagnosticError` that names the block if the loss stops being finite.
     """
     optimiser = adam(variables.values(), recipe.learning_rate)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    # On the CPU for every device: the order of the steps is part of the result.
+    generator = torch.Generator(CPU).manual_seed(recipe.seed)
     order: list[int] = []
     for step in range(recipe.iterations):
         if not order:
-            order = torch.randperm(len(loss.targets), generator=generator).tolist()
+            count = len(loss.streams.chunks)
+            order = torch.randperm(count, generator=generator, device=CPU).tolist()
         made = loss(order.pop(), {value: item.weight() for value, item in variables.items()})
         value = float(made.detach())
         if not math.isfinite(value):

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from imcc.ir import codes
 from imcc.ir.diagnostics import error
-from imcc.ir.ops import Value
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.passes.quantization.blocks import Block, Layer, constant_weight
 from imcc.passes.quantization.grid import Grid, WeightFormat
@@ -42,19 +41,15 @@ def layer_errors(
     """The error of every layer at 2 to 8 bits."""
     found: dict[Layer, Errors] = {}
     for index, block in enumerate(blocks):
-        targets: list[dict[Value, Tensor]] = []
         with torch.no_grad():
             for chunk in streams.chunks:
                 inputs = streams.float_inputs(chunk, block)
-                targets.append(block.run(inputs, store, chunk.symbols, unrounded=True))
+                made = block.run(inputs, store, chunk.symbols, unrounded=True)
+                streams.put_float(chunk, made)
         layers = [layer for layer in block.layers if layer in formats]
         moments = measure(block, streams, store) if layers else {}
         for layer in layers:
-            found[layer] = _errors(
-                block, layer, formats[layer], moments[layer], streams, store, targets
-            )
-        for chunk, made in zip(streams.chunks, targets, strict=True):
-            streams.put_float(chunk, made)
+            found[layer] = _errors(block, layer, formats[layer], moments[layer], streams, store)
         streams.retire(blocks[index + 1 :])
     return found
 
@@ -66,7 +61,6 @@ def _errors(
     moments: InputMoments,
     streams: Streams,
     store: ResourceStore,
-    targets: Sequence[Mapping[Value, Tensor]],
 ) -> Errors:
     source = constant_weight(layer)
     weight = store.get(source.value if source is not None else "")
@@ -76,11 +70,11 @@ def _errors(
 
     change, energy = 0.0, 0.0
     with torch.no_grad():
-        for chunk, target in zip(streams.chunks, targets, strict=True):
+        for chunk in streams.chunks:
             inputs = streams.float_inputs(chunk, block)
             weights = {layer.weight: rounded(REFERENCE_BITS)}
             made = block.run(inputs, store, chunk.symbols, weights=weights, unrounded=True)
-            for value, held in target.items():
+            for value, held in streams.float_outputs(chunk, block).items():
                 if held.is_floating_point():
                     change += float((made[value] - held).square().sum())
                     energy += float(held.square().sum())

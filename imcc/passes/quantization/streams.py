@@ -27,22 +27,29 @@ from imcc.ir.semantics.interpreter import bind_symbols
 from imcc.ir.types import TensorType
 from imcc.passes.quantization.blocks import Block
 
+CPU = torch.device("cpu")
 BATCH = "B"
 """The symbol of the batch size."""
 
 
 @dataclass
 class ActivationStore:
-    """Keeps tensors in memory, or in files under ``folder``; floats in ``dtype``."""
+    """Keeps tensors in memory, or in files under ``folder``; floats in ``dtype``.
+
+    Blocks run on ``device``; what is kept lies on the CPU, so that a device needs the memory of
+    one block and one step.
+    """
 
     folder: Path | None = None
     dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def put(self, tensor: Tensor) -> Tensor | Path:
         """Keep a tensor; returns what :meth:`get` takes."""
         if tensor.dtype == torch.float32:
             tensor = tensor.to(self.dtype)
+        tensor = tensor.to(CPU)
         if self.folder is None:
             return tensor
         from safetensors.torch import save_file
@@ -52,12 +59,13 @@ class ActivationStore:
         return path
 
     def get(self, held: Tensor | Path) -> Tensor:
-        """The tensor, floats as float32 again."""
+        """The tensor on the device, floats as float32 again."""
         if isinstance(held, Path):
             from safetensors.torch import load_file
 
             # A mapped file is not aligned as memory is, and kernels round differently on it.
             held = load_file(str(held))["x"].clone()
+        held = held.to(self.device)
         return held.float() if held.dtype == torch.bfloat16 else held
 
     def drop(self, held: Tensor | Path) -> None:
@@ -104,6 +112,10 @@ class Streams:
     def differ(self, block: Block) -> bool:
         """Whether anything that enters ``block`` differs between the streams."""
         return any(value in self.chunks[0].quantised_values for value in block.inputs)
+
+    def float_outputs(self, chunk: Chunk, block: Block) -> dict[Value, Tensor]:
+        """What leaves ``block`` in the float stream."""
+        return {value: self.store.get(chunk.float_values[value]) for value in block.outputs}
 
     def put_float(self, chunk: Chunk, values: Mapping[Value, Tensor]) -> None:
         """Add a block's outputs to the float stream."""
