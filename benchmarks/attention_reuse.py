@@ -11,7 +11,11 @@ the paper leaves open. ``--part accuracy``: accuracy against EDAP of ``examples/
 from __future__ import annotations
 
 import argparse
+import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.output import Row, main
@@ -232,44 +236,101 @@ def write_share(function: Any, target: Any) -> Row:
 
 
 def accuracy(options: argparse.Namespace) -> list[Row]:
-    """Accuracy and EDAP of the trained example for each number of reuse encoders."""
-    from imcc.driver.optimization import OptimizeOptions, optimize_file
+    """Accuracy and EDAP of the trained example for each number of reuse encoders.
+
+    Each point is kept in ``--save`` as it is done, with the ranking that led to it; a run goes on
+    from there. A file belongs to one set of options.
+    """
+    from imcc.driver.optimization import (
+        OptimizeOptions,
+        Trained,
+        compare,
+        point_of,
+        reuse_search,
+    )
+    from imcc.frontend.model_file import load_model_file
 
     counts = (2,) if options.quick else tuple(options.counts)
-    found = optimize_file(
-        options.model,
-        OptimizeOptions(
-            "trexsim",
-            counts=counts,
-            rank_steps=options.rank_steps,
-            steps=options.steps,
-            trials=options.trials,
-            folder=options.checkpoints,
-        ),
-    ).report["optimization"]
-    rows: list[Row] = []
-    for point in found["points"]:
-        keep = ("name", "encoders", "accuracy", "accuracy_ci95", "noise_free", "edap_gain", "steps")
-        rows.append({"variant": "accuracy", **{key: point[key] for key in keep}})
-        rows[-1] |= {"pareto": point["pareto"], "latency_us": point["latency_ns"] * 1e-3}
-    for ranking in found["rankings"]:
-        rows += [
-            {"variant": "ranking", "reuse": ranking["count"], **i} for i in ranking["placements"]
-        ]
-    return rows
+    found = OptimizeOptions(
+        "trexsim",
+        counts=counts,
+        rank_steps=2 if options.quick else options.rank_steps,
+        steps=4 if options.quick else options.steps,
+        trials=2 if options.quick else options.trials,
+        folder=options.checkpoints,
+    )
+    held = load_model_file(options.model)
+    search = reuse_search(held, found)
+    search.learn(held)
+    untouched = Trained((), search.start.module, search.start.resources)
+    saved = Saved(options.save)
+
+    def point(name: str, trained: Callable[[], Trained]) -> Row:
+        def make() -> Row:
+            made = trained()
+            return point_of(name, made, search.compile(made))
+
+        return saved.row(name, make)
+
+    points = [
+        point("without reuse", lambda: untouched),
+        point("without reuse, trained", lambda: search.train(untouched)),
+    ]
+    rankings: list[Row] = []
+    for count in counts:
+        ranking = saved.row(
+            f"ranking of {count}",
+            lambda count=count: {
+                "placements": [item.to_json() for item in search.rank(search.candidates(count))]
+            },
+        )["placements"]
+        rankings += [{"variant": "ranking", "reuse": count, **item} for item in ranking]
+        best = tuple(ranking[0]["encoders"])
+        name = f"{count} reuse, {ranking[0]['placement']}"
+        points.append(point(name, lambda best=best: search.train(search.insert(best))))
+    compare(points)
+    keep = (
+        "name", "encoders", "accuracy", "accuracy_ci95", "noise_free", "edap_gain", "pareto",
+        "steps", "energy_pj", "latency_ns", "area_um2",
+    )  # fmt: skip
+    return [{"variant": "accuracy", **{key: item[key] for key in keep}} for item in points] + (
+        rankings
+    )
+
+
+class Saved:
+    """Rows by name in a file of JSON lines, so that a run that was stopped goes on."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        if path is not None and path.exists():
+            lines = path.read_text().splitlines()
+            self.rows = {row["name"]: row for row in map(json.loads, lines)}
+
+    def row(self, name: str, make: Callable[[], Row]) -> Row:
+        """The row of a name, made and kept if it is not there."""
+        if name not in self.rows:
+            began = time.process_time()
+            self.rows[name] = {**make(), "name": name}
+            self.rows[name]["cpu_s"] = time.process_time() - began
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a") as file:
+                    file.write(json.dumps(self.rows[name]) + "\n")
+        return dict(self.rows[name])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options besides ``--json`` and ``--quick``."""
-    from pathlib import Path
-
-    parser.add_argument("--part", choices=("shapes", "accuracy", "all"), default="shapes")
+    parser.add_argument("--part", choices=("shapes", "accuracy", "all"), default="all")
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--counts", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7])
-    parser.add_argument("--rank-steps", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--trials", type=int, default=10)
-    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[3, 2, 4, 1, 5, 6, 7])
+    parser.add_argument("--rank-steps", type=int, default=16, help="of each short training")
+    parser.add_argument("--steps", type=int, default=80, help="of each whole training")
+    parser.add_argument("--trials", type=int, default=5, help="devices for each accuracy")
+    parser.add_argument("--checkpoints", type=Path, help="folder of trainings to go on from")
+    parser.add_argument("--save", type=Path, help="JSON lines of finished accuracy rows")
 
 
 if __name__ == "__main__":

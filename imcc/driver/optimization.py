@@ -60,10 +60,11 @@ class OptimizeOptions:
     ``own_projection``, ``source`` and ``init`` are those of the pass ``attention-reuse``.
 
     ``rank_steps`` and ``steps`` are training steps of a batch each; None: once through a fifth of
-    the batches, once through all. ``compare_trained`` trains the model without reuse as long, so
-    that what training alone gives is not counted as reuse's. ``passes`` is the pipeline behind
-    reuse, None: the target's own; training runs through the target's own in any case. ``folder``
-    keeps checkpoints, from which a run that was stopped goes on.
+    the batches, once through all. ``held_out_batches`` bounds how many of the batches that train no
+    candidate decide between candidates, None: all of them. ``compare_trained`` trains the model
+    without reuse as long, so that what training alone gives is not counted as reuse's. ``passes``
+    is the pipeline behind reuse, None: the target's own; training runs through the target's own in
+    any case. ``folder`` keeps checkpoints, from which a run that was stopped goes on.
     """
 
     target: str
@@ -76,6 +77,7 @@ class OptimizeOptions:
     init: Literal["identity", "random", "least_squares"] = "least_squares"
     rank_steps: int | None = None
     steps: int | None = None
+    held_out_batches: int | None = 8
     learning_rate: float = 3e-4
     reads: Literal["simulated", "linear"] = "linear"
     compare_trained: bool = True
@@ -132,7 +134,7 @@ class ReuseSearch:
     """One model, one target: the steps of the search.
 
     ``batches`` are training batches; the last tenth (at least one, where there are two) trains no
-    candidate of a ranking and decides between them.
+    candidate of a ranking; the first ``held_out_batches`` of it decide between them.
     """
 
     start: Start
@@ -156,6 +158,15 @@ class ReuseSearch:
         )
         self.context.estimator = Estimates(self.context)
         self.encoders = len(attention_sites(self.start.module.function()).encoders)
+
+    def learn(self, held: ModelFile) -> None:
+        """Take training data and loss from the model file, which must have them."""
+        given, loss = held.require("training_data", "training"), held.require("loss", "training")
+        signature = self.start.signature
+        self.batches = training_batches(
+            given(), signature, self.start.module.function().fixed_batch
+        )
+        self.loss = training_loss(loss, signature)
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -266,6 +277,7 @@ class ReuseSearch:
             self.target,
             calibration=self.calibration,
             seed=self.options.seed,
+            linear_reads=self.options.reads == "linear",
         )
         total = 0.0
         with torch.no_grad():
@@ -279,6 +291,11 @@ class ReuseSearch:
                 )
                 total += float(self.loss(outputs, rest))
         return total / max(len(batches), 1)
+
+    def best(self, count: int) -> tuple[list[Ranked], Trained]:
+        """Steps 2 to 4 for a number of reuse encoders: the ranking, and the winner in full."""
+        ranked = self.rank(self.candidates(count))
+        return ranked, self.train(self.insert(ranked[0].encoders))
 
     def compile(self, trained: Trained) -> CompiledModel:
         """Compile a program for the target, and evaluate it where there is evaluation data."""
@@ -311,7 +328,8 @@ class ReuseSearch:
         held_out = max(1, count // 10) if count > 1 else 0
         if not held_out:
             return self.batches, self.batches
-        return self.batches[: count - held_out], self.batches[count - held_out :]
+        decide = self.batches[count - held_out :]
+        return self.batches[: count - held_out], decide[: self.options.held_out_batches]
 
     def _checkpoint(self, encoders: tuple[int, ...], steps: int) -> Path | None:
         if self.options.folder is None:
@@ -331,7 +349,7 @@ def optimize_file(
             help="--delay 500us, or --counts 2,4,6",
         )
     held = spec if isinstance(spec, ModelFile) else load_model_file(spec)
-    search = _search(held, options, progress)
+    search = reuse_search(held, options, progress)
     if not search.encoders:
         raise error(
             codes.PASS_REQUIRES,
@@ -346,29 +364,23 @@ def optimize_file(
         counts = (search.fewest(options.delay_us, asked),)
     untouched = Trained((), search.start.module, search.start.resources)
     made = [search.compile(untouched)]
-    points = [_point("without reuse", untouched, made[0])]
+    points = [point_of("without reuse", untouched, made[0])]
     kept = [untouched]
     rankings: list[dict[str, Any]] = []
     if any(counts):
-        search.batches = training_batches(
-            held.require("training_data", "training")(), search.start.signature
-        )
-        search.loss = training_loss(held.require("loss", "training"), search.start.signature)
+        search.learn(held)
         if options.compare_trained:
             kept.append(search.train(untouched))
             made.append(search.compile(kept[-1]))
-            points.append(_point("without reuse, trained", kept[-1], made[-1]))
+            points.append(point_of("without reuse, trained", kept[-1], made[-1]))
     for count in sorted({count for count in counts if count}):
-        ranked = search.rank(search.candidates(count))
+        ranked, winner = search.best(count)
         rankings.append({"count": count, "placements": [item.to_json() for item in ranked]})
-        kept.append(search.train(search.insert(ranked[0].encoders)))
-        made.append(search.compile(kept[-1]))
-        points.append(_point(f"{count} reuse, {ranked[0].placement}", kept[-1], made[-1]))
+        kept.append(winner)
+        made.append(search.compile(winner))
+        points.append(point_of(f"{count} reuse, {ranked[0].placement}", winner, made[-1]))
     chosen = len(points) - 1 if any(counts) else 0
-    front = pareto(points)
-    for number, point in enumerate(points):
-        point["pareto"] = number in front
-        point["edap_gain"] = points[0]["edap_pj_ns_um2"] / point["edap_pj_ns_um2"]
+    compare(points)
     found = {
         "goal": {"delay_us": options.delay_us, "counts": list(options.counts)},
         "met_without_change": options.delay_us is not None and not any(counts),
@@ -378,7 +390,8 @@ def optimize_file(
         "points": points,
         "chosen": chosen,
         "training": {
-            "held_out": "the last tenth of the training batches decides rankings",
+            "held_out": "of the last tenth of the training batches, which trains no candidate",
+            "held_out_batches": options.held_out_batches,
             "reads": options.reads,
             "learning_rate": options.learning_rate,
             "init": options.init,
@@ -388,6 +401,14 @@ def optimize_file(
     winner = made[chosen]
     winner.report_data["optimization"] = found
     return Optimized(winner, kept[chosen].module, kept[chosen].resources, winner.report())
+
+
+def compare(points: Sequence[dict[str, Any]]) -> None:
+    """Add to each point whether it is in the Pareto set, and its EDAP gain over the first."""
+    front = pareto(points)
+    for number, point in enumerate(points):
+        point["pareto"] = number in front
+        point["edap_gain"] = points[0]["edap_pj_ns_um2"] / point["edap_pj_ns_um2"]
 
 
 def pareto(points: Sequence[dict[str, Any]]) -> set[int]:
@@ -408,7 +429,8 @@ def pareto(points: Sequence[dict[str, Any]]) -> set[int]:
     }
 
 
-def _point(name: str, trained: Trained, made: CompiledModel) -> dict[str, Any]:
+def point_of(name: str, trained: Trained, made: CompiledModel) -> dict[str, Any]:
+    """Cost, EDAP and accuracy of a compiled program, as the report holds them."""
     report = made.report_data
     accuracy = report["accuracy"]
     noisy = accuracy["noisy"] if accuracy is not None else None
@@ -431,7 +453,10 @@ def _point(name: str, trained: Trained, made: CompiledModel) -> dict[str, Any]:
     }
 
 
-def _search(held: ModelFile, options: OptimizeOptions, progress: Progress) -> ReuseSearch:
+def reuse_search(
+    held: ModelFile, options: OptimizeOptions, progress: Progress = no_progress
+) -> ReuseSearch:
+    """The search for a model file, captured; training data and loss come with :meth:`learn`."""
     target = find_target(options.target, options.overrides)
     if not isinstance(held.module, nn.Module):
         raise error(

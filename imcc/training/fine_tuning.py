@@ -133,6 +133,7 @@ def fine_tune(
         passes=passes,
         calibration=calibration,
         seed=recipe.seed,
+        linear_reads=recipe.reads == "linear",
         progress=progress,
     )
     wanted = tuple(names) if names is not None else trainable(module)

@@ -52,9 +52,13 @@ class NoisyProgram:
         passes: str | None = None,
         calibration: Sequence[tuple[Any, ...]] | None = None,
         seed: int = 0,
+        linear_reads: bool = False,
         progress: Progress = no_progress,
     ) -> NoisyProgram:
-        """Run ``passes`` on a copy of ``module``, None: the target's own, from the first one on."""
+        """Run ``passes`` on a copy of ``module``, None: the target's own, from the first one on.
+
+        With ``linear_reads`` passes that set converters alone are left out: no run asks for them.
+        """
         backend = find_backend(target.backend)
         lowered, store = module.clone(), resources.copy()
         context = PassContext(
@@ -68,6 +72,8 @@ class NoisyProgram:
         )
         begin(lowered, context)
         pipeline = parse_pipeline(passes if passes is not None else backend.pipeline(target))
+        if linear_reads:
+            pipeline = tuple(item for item in pipeline if not item.converters_only)
         run_pipeline(lowered, pipeline, context)
         backend.load_rules()
         return cls(lowered, store, target, backend)

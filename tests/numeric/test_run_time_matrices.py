@@ -10,6 +10,7 @@ from torch import nn
 
 import imcc
 from imcc.backends.api import find_backend
+from imcc.backends.crossbar.written_rows import RowsReader
 from imcc.backends.targets import find_target, load_target
 from imcc.ir import parse_module
 from imcc.ir.diagnostics import DiagnosticError
@@ -254,6 +255,83 @@ def test_draws_do_not_depend_on_batches_chunks_and_trials():
             assert torch.equal(run((row,), (trial,))[0], whole[trial * 4 + row])
     assert not torch.equal(whole[:4], whole[4:8])
     assert not torch.equal(run((0,), (0,), seed=2)[0], whole[0])
+
+
+NOISY = (
+    "dynamic.matrices=crossbar",
+    'dynamic.device.write_noise={model="proportional_write", sigma_fraction=0.2}',
+    'dynamic.device.read_noise={model="proportional_read", sigma_fraction=0.1}',
+)
+
+
+@pytest.mark.parametrize("case", ["heads", "grouped heads", "batch times heads", "deep"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("adc.converts=pair",),
+        ("array.encoding=offset", "dac.bits=2"),
+        ("dynamic.array.rows=4", "dynamic.array.columns=20", "dynamic.array.encoding=offset"),
+        (
+            'dynamic.device.read_noise={model="gaussian_read", sigma_fraction=0.05}',
+            "array.encoding=offset",
+            "array.dummy_column=true",
+        ),
+    ],
+)
+def test_rows_read_together_are_those_read_one_by_one(case, settings, monkeypatch):
+    target = find_target("rram", (*NOISY, *settings))
+    _, module = lower(*mapped(*CASES[case], target))
+    generator = torch.Generator().manual_seed(1)
+    a, b = (sample(shape, "s8", 6, generator) for shape in CASES[case][:2])
+
+    def run():
+        return evaluate_function(
+            module.function(),
+            (a, b),
+            resources=ResourceStore(),
+            backend="crossbar",
+            target=target,
+            draws=Draws(0, (0, 4), (2, 0, 5)),
+            trials=2,
+        ).outputs[0]
+
+    together = run()
+    monkeypatch.setattr(RowsReader, "serves", False)
+    assert torch.equal(run(), together)
+    assert not torch.equal(together[0], together[3])
+
+
+@pytest.mark.parametrize("settings", [("array.encoding=offset",), ("adc.converts=pair",)])
+def test_linear_reads_have_the_moments_of_converted_ones(settings):
+    """Converters finer than the noise that clip nothing add nothing; draws of reads differ."""
+    target = find_target("rram", (*NOISY, *settings))
+    _, module = lower(*mapped(*CASES["heads"], target))
+    read = next(op for op in module.walk() if op.name == "xbar.matmul")
+    Rewriter(module).set_attributes(read, adc_step=1 / 256, adc_bits=24)
+    rows = 600
+    generator = torch.Generator().manual_seed(4)
+    a, b = (sample(shape, "s8", 1, generator) for shape in CASES["heads"][:2])
+    linear, converted = (
+        evaluate_function(
+            module.function(),
+            (a.expand(rows, *a.shape[1:]), b.expand(rows, *b.shape[1:])),
+            resources=ResourceStore(),
+            backend="crossbar",
+            target=target,
+            draws=Draws(6, (0,), tuple(range(rows))),
+            linear_reads=linear,
+        )
+        .outputs[0]
+        .double()
+        for linear in (True, False)
+    )
+    spread = converted.std(0)
+    assert torch.all((linear.mean(0) - converted.mean(0)).abs() < 6 * spread / rows**0.5)
+    assert float((linear.std(0) / spread).mean()) == pytest.approx(1, abs=0.02)
+    # Both have the same written cells.
+    same = torch.corrcoef(torch.stack([(x - x.mean(0)).flatten() for x in (linear, converted)]))
+    assert 0.3 < float(same[0, 1]) < 0.999
 
 
 def test_a_device_keeps_its_deviation_from_write_to_write():

@@ -148,18 +148,23 @@ def _bound(ideal: Tensor, target: CrossbarTarget) -> float:
     Twice the largest ideal sum (deviations of many cells average out), and what a full column of
     cells at a quarter of the range adds.
     """
+    return sum_bound(float(ideal.sum(-2).max()), ideal.shape[-2], target)
+
+
+def sum_bound(largest: float, rows: int, target: CrossbarTarget) -> float:
+    """That bound for ``rows`` cells in a column, whose ideal sums are at most ``largest``."""
     inputs: int = 2**target.keys.dac.bits - 1
-    largest = float(ideal.sum(-2).max())
-    return inputs * (2 * largest + 0.25 * ideal.shape[-2] * (target.levels - 1))
+    return inputs * (2 * largest + 0.25 * rows * (target.levels - 1))
 
 
-def _grid_bits(bound: float, finest: int) -> int:
+def grid_bits(bound: float, finest: int) -> int:
+    """Bits behind the point of a grid on which sums up to ``bound`` are exact in float32."""
     return max(23 - math.ceil(math.log2(max(bound, 1.0))), finest)
 
 
 def level_bits(ideal: Tensor, target: CrossbarTarget) -> int:
     """Bits behind the point of effective levels of cells that are meant to hold ``ideal``."""
-    return _grid_bits(_bound(ideal, target), FINEST_GRID)
+    return grid_bits(_bound(ideal, target), FINEST_GRID)
 
 
 def on_grid(values: Tensor, bound: float, finest: int = 0) -> Tensor:
@@ -170,7 +175,7 @@ def on_grid(values: Tensor, bound: float, finest: int = 0) -> Tensor:
     of many levels), the grid is that fine all the same, and sums are rounded by 2^-24 of their
     size.
     """
-    bits = _grid_bits(bound, finest)
+    bits = grid_bits(bound, finest)
     return torch.round(values * 2.0**bits) * 2.0**-bits
 
 

@@ -166,13 +166,14 @@ def read_variance(reader: Reader) -> Tensor | float:
 def digit_squares(x: Tensor, reader: Reader) -> Tensor:
     """``sum over digits of weight^2 digit^2`` of input codes, for :func:`read_variance`."""
     op = reader.op
-    whole = x.to(torch.int64)
-    made = torch.zeros(x.shape, dtype=torch.float32)
+    codes = torch.arange(1 << (op.digits * op.dac_bits))
     mask: int = 2**op.dac_bits - 1
+    # Inputs have at most 16 bits, so that a table of all codes is small.
+    table = torch.zeros(len(codes), dtype=torch.float32)
     for number, weight in enumerate(reader.digit_weights.tolist()):
-        digit = (whole >> (number * op.dac_bits)) & mask
-        made += (digit * digit).to(torch.float32) * weight**2
-    return made
+        digit = (codes >> (number * op.dac_bits)) & mask
+        table += (digit * digit).to(torch.float32) * weight**2
+    return table[x.to(torch.int64) & (len(codes) - 1)]
 
 
 def _rows_of(columns: Tensor, kind: MatrixType) -> Tensor:

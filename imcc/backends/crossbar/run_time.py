@@ -27,6 +27,7 @@ from imcc.backends.crossbar.simulate import (
     levels,
 )
 from imcc.backends.crossbar.target import CrossbarTarget
+from imcc.backends.crossbar.written_rows import RowsReader
 from imcc.ir import codes as diagnostic_codes
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.dialects.core import tensor
@@ -190,6 +191,26 @@ def _noisy(
         made = (vectors.to(dtype) - zero_x).transpose(1, 2) @ held.to(dtype)
         return order.result(made.transpose(1, 2).flatten(2), columns)
     out = torch.empty(order.rows, vectors.shape[1], groups * columns, dtype=dtype)
+    one = _Reader(op, target, Matrix(layout, held[0].mT, monitors=matrix.monitors), None)
+    several = RowsReader(one, draws is not None)
+    if several.serves and (ctx.linear_reads or one.fused):
+        for trial, start, stop in _row_chunks(drawn, order.rows, layout.cells):
+            kind = matrix.kind.layout((stop - start) * groups, terms, columns)
+            ideal = levels(held[start:stop].flatten(0, 1).mT, kind)
+            ideal = ideal.reshape(stop - start, groups, *ideal.shape[1:])
+            written = _of_rows(matrix.draws, trial, start, stop)
+            read = _of_rows(draws, trial, start, stop)
+            cells = several.held(matrix, ideal, written)
+            part = vectors[start:stop]
+            made = (several.linear if ctx.linear_reads else several.converted)(cells, part, read)
+            if zero_x:
+                sums = held[start:stop].to(torch.float64).sum(2) - terms * zero_b
+                made = made - zero_x * sums.flatten(1)[:, None]
+            if offset:
+                inputs = part.to(torch.float64).sum(-1)
+                made = made - offset * inputs.repeat_interleave(columns, dim=-1)
+            out[start:stop] = made.to(dtype)
+        return order.result(out, columns)
     for row in range(order.rows):
         cells = matrix.of_row(row, held[row], layout)
         reader = Reader(op, target, cells, row_draws(draws, row) if draws is not None else None)
@@ -254,15 +275,21 @@ def _read_back(
         part = codes[start:stop].flatten(0, 1).transpose(-1, -2)
         held = matrix.asked(levels(part, matrix.kind.layout(len(part), terms, columns)))
         if draws is not None:
-            first = trial * len(draws.samples)
-            samples = draws.samples[start - first : stop - first]
-            drawn = Draws(draws.seed, (draws.trials[trial],), samples)
+            drawn = _of_rows(draws, trial, start, stop) or draws
             normal = drawn.per_read(matrix.stream, (groups, *held.shape[1:])).flatten(0, 1)
             held = (noise.sample(low + held * step, normal) - low) / step
         digits = held.flatten(1, 2)[:, :terms].to(torch.float64)
         found = digits.reshape(-1, groups, terms, columns, len(cell)) @ cell
         made[start:stop] = found - layout.code_offset
     return made
+
+
+def _of_rows(draws: Draws | None, trial: int, start: int, stop: int) -> Draws | None:
+    """The draws of the rows ``start`` to ``stop`` of one trial."""
+    if draws is None:
+        return None
+    first = trial * len(draws.samples)
+    return Draws(draws.seed, (draws.trials[trial],), draws.samples[start - first : stop - first])
 
 
 def _row_chunks(draws: Draws | None, rows: int, cells: int) -> Iterator[tuple[int, int, int]]:

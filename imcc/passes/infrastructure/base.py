@@ -96,7 +96,8 @@ class Pass:
     Promises speak of devices without noise. ``ideal_before`` and ``ideal_after`` say that the
     promise compares with what hardware of unlimited resolution computes (``Backend.idealised``):
     a pass that maps to converters not yet calibrated sets both, the one that calibrates them only
-    ``ideal_before``.
+    ``ideal_before``. ``converters_only`` says that the pass changes nothing but how converters
+    round and clip, so that a run whose reads leave them out does without it.
     """
 
     name: ClassVar[str] = ""
@@ -106,6 +107,7 @@ class Pass:
     ensures_phase: ClassVar[str | None] = None
     ideal_before: ClassVar[bool] = False
     ideal_after: ClassVar[bool] = False
+    converters_only: ClassVar[bool] = False
 
     def run(self, module: Module, context: PassContext) -> None:
         """Change the module through ``context.rewriter(module)``."""

@@ -31,6 +31,7 @@ class CalibrateAdc(Pass):
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "calibration", "target"})
     requires_phase: ClassVar[str | None] = "mapped"
     ideal_before: ClassVar[bool] = True
+    converters_only: ClassVar[bool] = True
 
     range: Literal["max", "percentile"] = option(
         default="max", doc="the largest column sum, or a percentile of them"
