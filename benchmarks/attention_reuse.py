@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,22 +273,26 @@ def accuracy(options: argparse.Namespace) -> list[Row]:
 
         return saved.row(name, make)
 
+    def rank(count: int) -> Row:
+        def make() -> Row:
+            ranked = search.rank(search.candidates(count))
+            return {"reuse": count, "placements": [item.to_json() for item in ranked]}
+
+        return saved.row(f"ranking of {count}", make)
+
+    def best(encoders: list[int]) -> Trained:
+        return search.train(search.insert(tuple(encoders)))
+
     points = [
         point("without reuse", lambda: untouched),
-        point("without reuse, trained", lambda: search.train(untouched)),
+        point("without reuse, trained", partial(search.train, untouched)),
     ]
     rankings: list[Row] = []
     for count in counts:
-        ranking = saved.row(
-            f"ranking of {count}",
-            lambda count=count: {
-                "placements": [item.to_json() for item in search.rank(search.candidates(count))]
-            },
-        )["placements"]
+        ranking = rank(count)["placements"]
         rankings += [{"variant": "ranking", "reuse": count, **item} for item in ranking]
-        best = tuple(ranking[0]["encoders"])
         name = f"{count} reuse, {ranking[0]['placement']}"
-        points.append(point(name, lambda best=best: search.train(search.insert(best))))
+        points.append(point(name, partial(best, ranking[0]["encoders"])))
     compare(points)
     keep = (
         "name", "encoders", "accuracy", "accuracy_ci95", "noise_free", "edap_gain", "pareto",

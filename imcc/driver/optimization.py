@@ -374,11 +374,11 @@ def optimize_file(
             made.append(search.compile(kept[-1]))
             points.append(point_of("without reuse, trained", kept[-1], made[-1]))
     for count in sorted({count for count in counts if count}):
-        ranked, winner = search.best(count)
+        ranked, trained = search.best(count)
         rankings.append({"count": count, "placements": [item.to_json() for item in ranked]})
-        kept.append(winner)
-        made.append(search.compile(winner))
-        points.append(point_of(f"{count} reuse, {ranked[0].placement}", winner, made[-1]))
+        kept.append(trained)
+        made.append(search.compile(trained))
+        points.append(point_of(f"{count} reuse, {ranked[0].placement}", trained, made[-1]))
     chosen = len(points) - 1 if any(counts) else 0
     compare(points)
     found = {

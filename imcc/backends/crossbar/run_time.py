@@ -191,7 +191,7 @@ def _noisy(
         made = (vectors.to(dtype) - zero_x).transpose(1, 2) @ held.to(dtype)
         return order.result(made.transpose(1, 2).flatten(2), columns)
     out = torch.empty(order.rows, vectors.shape[1], groups * columns, dtype=dtype)
-    one = _Reader(op, target, Matrix(layout, held[0].mT, monitors=matrix.monitors), None)
+    one = Reader(op, target, Matrix(layout, held[0].mT, monitors=matrix.monitors), None)
     several = RowsReader(one, draws is not None)
     if several.serves and (ctx.linear_reads or one.fused):
         for trial, start, stop in _row_chunks(drawn, order.rows, layout.cells):
@@ -200,9 +200,10 @@ def _noisy(
             ideal = ideal.reshape(stop - start, groups, *ideal.shape[1:])
             written = _of_rows(matrix.draws, trial, start, stop)
             read = _of_rows(draws, trial, start, stop)
-            cells = several.held(matrix, ideal, written)
+            columns_of_rows = several.held(matrix, ideal, written)
             part = vectors[start:stop]
-            made = (several.linear if ctx.linear_reads else several.converted)(cells, part, read)
+            rule = several.linear if ctx.linear_reads else several.converted
+            made = rule(columns_of_rows, part, read)
             if zero_x:
                 sums = held[start:stop].to(torch.float64).sum(2) - terms * zero_b
                 made = made - zero_x * sums.flatten(1)[:, None]

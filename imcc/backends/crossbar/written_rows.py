@@ -22,7 +22,7 @@ from imcc.ir.semantics.draws import Draws
 
 if TYPE_CHECKING:
     from imcc.backends.crossbar.run_time import WrittenMatrices
-    from imcc.backends.crossbar.simulate import _Reader
+    from imcc.backends.crossbar.simulate import Reader
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RowsReader(FusedReader):
     ``reader`` is that of any one row; ``noisy`` says whether reads are.
     """
 
-    def __init__(self, reader: _Reader, noisy: bool) -> None:
+    def __init__(self, reader: Reader, noisy: bool) -> None:
         none = torch.zeros(reader.outputs, reader.kind.columns, dtype=torch.float64)
         super().__init__(reader, DigitalTerms(none), torch.float64)
         self.noisy = noisy
