@@ -21,21 +21,31 @@ from typing import Any
 
 from benchmarks.output import Row, main
 
+SEARCHED_GAIN = 'kv-clip{scale="stretch" objective="kl" search_gain=true}'
 VARIANTS: dict[str, str] = {
     "standard": "",
+    "token": 'kv-clip{scale="token"}',
+    "stretch": 'kv-clip{scale="stretch"}',
+    "stretch, kl": 'kv-clip{scale="stretch" objective="kl"}',
+    "stretch and gain, kl": SEARCHED_GAIN,
+    "VAT": "",
+    "VAT and clipped": SEARCHED_GAIN,
+    "gain alone, kl": 'kv-clip{scale="stretch" objective="kl" alpha=1.0 beta=1.0 search_gain=true}',
     "keep": 'kv-clip{scale="keep"}',
     "refit": 'kv-clip{scale="refit"}',
-    "stretch": 'kv-clip{scale="stretch"}',
     "stretch-refit": 'kv-clip{scale="stretch-refit"}',
     "stretch-refit, by attention": 'kv-clip{scale="stretch-refit" objective="attention"}',
-    "published pair": 'kv-clip{scale="keep" alpha=2.0 beta=0.25}',
     "conductance": "kv-clip-conductance{}",
-    "token": 'kv-clip{scale="token"}',
+    "published pair": 'kv-clip{scale="keep" alpha=2.0 beta=0.25}',
 }
+"""The pass of each row; rows of VAT are of weights trained under the noise of the row."""
+FEW = ("standard", "token", "stretch", "stretch and gain, kl")
+"""Variants of the rows that take long: the preset's converters, and the curve."""
 MAPPINGS = ("differential", "offset")
-GAMMAS = (3.0, 4.0, 5.0)
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Values of gamma of the curve: only gamma x sigma matters."""
+STEPS = 120
+"""Steps of variation-aware training."""
 
 
 def overrides(mapping: str, gamma: float, sigma: float, converter: str = "ideal") -> list[str]:
@@ -48,13 +58,14 @@ def overrides(mapping: str, gamma: float, sigma: float, converter: str = "ideal"
     ]
     if converter == "ideal":
         # 16 bits over twice the largest sum: converters lose nothing, so that only cells err.
-        made += ["adc.bits=16", 'adc.range="fixed"', "adc.full_scale=400.0"]
+        # Those of static weights are the preset's, which have a code for every sum.
+        made += [f"dynamic.adc.{key}" for key in ("bits=16", 'range="fixed"', "full_scale=400.0")]
     return made
 
 
 @lru_cache(maxsize=2)
 def network(name: str) -> dict[str, Any]:
-    """Captured program, calibration batches, test images and labels."""
+    """Captured program, calibration batches, training and test images and labels."""
     import torch
 
     from imcc.frontend.capture import capture
@@ -64,7 +75,7 @@ def network(name: str) -> dict[str, Any]:
 
         held = load_model_file("examples/vit_fashion/model.py")
         model, (images, labels) = held.module, held.evaluation_data()  # type: ignore[misc]
-        train = held.training_data()[0]  # type: ignore[misc]
+        train = tuple(map(torch.cat, zip(*held.training_data()[:STEPS], strict=True)))  # type: ignore
         calibration = held.calibration_data()[:64]  # type: ignore[misc]
     else:
         from benchmarks.kv_clip_digits import trained
@@ -84,6 +95,37 @@ def network(name: str) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=2)
+def trained(name: str, mapping: str, gamma: float) -> dict[str, Any]:
+    """The network fine-tuned on training images through the target's noise, a device each step.
+
+    The recipe is the same for all rows: :data:`STEPS` batches of 64, AdamW. Nothing is clipped.
+    """
+    from torch.nn.functional import cross_entropy
+
+    from imcc.backends.targets import find_target
+    from imcc.training import Recipe, fine_tune
+
+    held = network(name)
+    images, labels = held["train"]
+    batches = list(zip(images.split(64), labels.split(64), strict=True))
+    made = fine_tune(
+        held["module"],
+        held["resources"],
+        [((x,), y) for x, y in batches],
+        lambda outputs, y: cross_entropy(outputs[0], y),
+        Recipe(steps=STEPS, learning_rate=1e-3, reads="linear"),
+        target=find_target("vit-x", overrides(mapping, gamma, sigma(name, mapping))),
+        calibration=held["calibration"],
+    )
+    return {**held, "module": made.module, "resources": made.resources}
+
+
+def weights_of(variant: str, name: str, mapping: str, gamma: float) -> dict[str, Any]:
+    """The network that a variant runs on."""
+    return trained(name, mapping, gamma) if variant.startswith("VAT") else network(name)
+
+
 @lru_cache(maxsize=8)
 def sigma(name: str, mapping: str) -> float:
     """The deviation at which gamma = 5 takes half of the accuracy without clipping.
@@ -92,13 +134,13 @@ def sigma(name: str, mapping: str) -> float:
     """
     from imcc.backends.targets import find_target
 
-    low, high = 0.002, 0.9
+    low, high = 0.01, 1.0
     goal: float | None = None
-    for _ in range(9):
+    for _ in range(8):
         middle = math.sqrt(low * high)
         target = find_target("vit-x", overrides(mapping, 5.0, middle))
-        module, context = compiled(name, target, "standard", "")
-        noisy, clean = accuracy(name, module, context, 3, 64, part="train")
+        module, context = compiled(network(name), target, "standard", "")
+        noisy, clean = accuracy(network(name), module, context, 6, 64, part="train")
         goal = clean / 2 if goal is None else goal
         low, high = (middle, high) if noisy.mean > goal else (low, middle)
     return float(f"{math.sqrt(low * high):.2g}")
@@ -110,7 +152,7 @@ def pipeline(target: Any, variant: str, search: str) -> list[Any]:
     from imcc.passes.infrastructure import parse_pipeline, passes_until
 
     wanted = VARIANTS[variant]
-    if "alpha" not in wanted and "token" not in wanted:
+    if wanted and variant not in ("token", "published pair"):
         wanted = wanted.replace("}", f" {search}}}").replace("{ ", "{")
     passes = list(
         passes_until(parse_pipeline(find_backend(target.backend).pipeline(target)), "mapped")
@@ -123,7 +165,9 @@ def pipeline(target: Any, variant: str, search: str) -> list[Any]:
     return [*passes[:at], *made, *passes[at:]]
 
 
-def compiled(name: str, target: Any, variant: str, search: str, cost: bool = False) -> Any:
+def compiled(
+    held: dict[str, Any], target: Any, variant: str, search: str, cost: bool = False
+) -> Any:
     """The mapped program and its context; with ``cost`` placed and scheduled too."""
     from imcc.backends.api import find_backend
     from imcc.driver.simulation import Simulations
@@ -135,7 +179,6 @@ def compiled(name: str, target: Any, variant: str, search: str, cost: bool = Fal
         run_pipeline,
     )
 
-    held = network(name)
     backend = find_backend(target.backend)
     module = held["module"].clone()
     context = PassContext(
@@ -155,13 +198,17 @@ def compiled(name: str, target: Any, variant: str, search: str, cost: bool = Fal
 
 
 def accuracy(
-    name: str, module: Any, context: Any, trials: int, images: int, part: str = "test"
+    held: dict[str, Any],
+    module: Any,
+    context: Any,
+    trials: int,
+    images: int,
+    part: str = "test",
 ) -> tuple[Any, float]:
     """Statistics over trials with draws that no search saw, and the accuracy without noise."""
     from imcc.runtime.executor import Executor
     from imcc.runtime.trials import TrialStatistics
 
-    held = network(name)
     x, labels = (item[:images] for item in held[part])
     executor = Executor(module, context.weights(), context.target, context.backend)
     made = executor.run([x], trials=range(trials), seed=1)[0]
@@ -178,13 +225,15 @@ def table_row(
     from imcc.backends.targets import find_target
 
     target = find_target("vit-x", overrides(mapping, gamma, sigma(name, mapping), converter))
-    module, context = compiled(name, target, variant, options.search)
-    found, clean = accuracy(name, module, context, options.trials, options.images)
+    held = weights_of(variant, name, mapping, gamma)
+    module, context = compiled(held, target, variant, options.search)
+    found, clean = accuracy(held, module, context, options.trials, options.images)
     rows = [row for kept in context.measurements.values() for row in kept]
-    settings = [[row["alpha"], row["beta"]] for row in rows if "alpha" in row]
+    names = ("alpha", "beta", "gain")
+    settings = [[row.get(name) for name in names] for row in rows if "alpha" in row]
     interval = found.ci95
     return {
-        "what": "accuracy",
+        "what": "accuracy" if converter == "ideal" else "preset",
         "model": name,
         "mapping": mapping,
         "converter": converter,
@@ -199,12 +248,12 @@ def table_row(
         "ci95": list(interval) if interval else None,
         "trials": options.trials,
         "images": options.images,
-        "alpha_beta": settings,
-        **snr(name, target, variant, rows),
+        "alpha_beta_gain": settings,
+        **snr(held, target, variant, rows),
     }
 
 
-def snr(name: str, target: Any, variant: str, rows: list[Row]) -> Row:
+def snr(held: dict[str, Any], target: Any, variant: str, rows: list[Row]) -> Row:
     """Signal to noise in dB of the products ``QK^T`` and ``AV``, exact operands, pooled."""
     import torch
 
@@ -227,7 +276,6 @@ def snr(name: str, target: Any, variant: str, rows: list[Row]) -> Row:
     )
     from imcc.runtime.executor import Executor
 
-    held = network(name)
     module, store = held["module"].clone(), held["resources"].copy()
     DecomposeAttention().run(module, PassContext(resources=store))
     pairs = [pair for item in attention_products(module.function()) for pair in item.products]
@@ -259,10 +307,10 @@ def snr(name: str, target: Any, variant: str, rows: list[Row]) -> Row:
         row = rows[number // 2] if len(rows) > 1 else rows[0] if rows else {}
         if variant == "token":
             apply_token_scale(what, made[number], **common)  # type: ignore[arg-type]
-        elif variant not in ("standard", "conductance") and row["beta"] is not None:
+        elif rows and variant != "conductance" and row["beta"] is not None:
             apply_clip(
                 made[number],
-                Clip(row["alpha"], row["beta"]),
+                Clip(row["alpha"], row["beta"], row["gain"]),
                 row["scale"],  # type: ignore
                 g_min=row["g_min"],
                 **common,
@@ -292,8 +340,9 @@ def curve_row(name: str, mapping: str, strength: float, variant: str, options: A
     from imcc.backends.targets import find_target
 
     target = find_target("vit-x", overrides(mapping, strength, sigma(name, mapping)))
-    module, context = compiled(name, target, variant, options.search)
-    found, _ = accuracy(name, module, context, max(2, options.trials // 2), options.images)
+    held = network(name)
+    module, context = compiled(held, target, variant, options.search)
+    found, _ = accuracy(held, module, context, options.trials, options.images)
     return {
         "what": "curve",
         "model": name,
@@ -312,7 +361,7 @@ def cost_row(name: str, mapping: str, variant: str, options: Any) -> Row:
     from imcc.backends.targets import find_target
 
     target = find_target("vit-x", overrides(mapping, 5.0, sigma(name, mapping), "preset"))
-    module, context = compiled(name, target, variant, options.search, cost=True)
+    module, context = compiled(network(name), target, variant, options.search, cost=True)
     made = context.backend.cost(module, "inference", target).to_json()
     return {
         "what": "cost",
@@ -328,46 +377,34 @@ def cost_row(name: str, mapping: str, variant: str, options: Any) -> Row:
 def wanted(options: Any) -> Iterator[tuple[dict[str, Any], Callable[[], Row]]]:
     """Each row's identity, and what makes it."""
     models = options.models.split(",")
-    gammas = GAMMAS[-1:] if options.quick else GAMMAS
-    for gamma in gammas[::-1]:
+    gammas = [float(item) for item in options.gammas.split(",")]
+    names = options.variants.split(";") if options.variants else list(VARIANTS)
+    few = [name for name in FEW if name in names]
+
+    def rows(what: str, make: Callable[..., Row], variants: Any, **key: Any) -> Any:
+        for mapping in options.mappings.split(","):
+            for variant in variants:
+                full = {**key, "mapping": mapping, "variant": variant}
+                yield {"what": what, **full}, lambda full=full: make(**full, options=options)
+
+    for gamma in gammas:
         for name in models:
-            for mapping in MAPPINGS:
-                for variant in VARIANTS:
-                    key = {"model": name, "mapping": mapping, "gamma": gamma, "variant": variant}
-                    yield (
-                        {"what": "accuracy", **key},
-                        lambda key=key: table_row(
-                            **_named(key), options=options, converter="ideal"
-                        ),
-                    )
+            yield from rows("accuracy", table_row, names, name=name, gamma=gamma, converter="ideal")
     for name in models[:1]:
-        for mapping in MAPPINGS:
-            for variant in ("standard", "stretch-refit", "token"):
-                for strength in () if options.quick else CURVE:
-                    key = {"model": name, "mapping": mapping, "strength": strength}
-                    key["variant"] = variant
-                    yield (
-                        {"what": "curve", **key},
-                        lambda key=key: curve_row(
-                            key["model"], key["mapping"], key["strength"], key["variant"], options
-                        ),
-                    )
-            for variant in ("standard", "stretch-refit", "conductance", "token"):
-                key = {"model": name, "mapping": mapping, "variant": variant}
-                yield (
-                    {"what": "cost", **key},
-                    lambda key=key: cost_row(key["model"], key["mapping"], key["variant"], options),
-                )
-
-
-def _named(key: dict[str, Any]) -> dict[str, Any]:
-    return {"name": key["model"], **{k: v for k, v in key.items() if k != "model"}}
+        for strength in () if options.quick else CURVE:
+            yield from rows("curve", curve_row, few, name=name, strength=strength)
+        few_and_cells = [*few, *(["conductance"] if "conductance" in names else [])]
+        yield from rows("cost", cost_row, few_and_cells, name=name)
+        yield from rows("preset", table_row, few, name=name, gamma=5.0, converter="preset")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
     import sys
     import time
 
+    if options.quick:
+        options.models, options.gammas = "digits", "5"
+        options.images, options.search = 50, "budget=8 samples=16 trials=1"
     path = Path(options.save) if options.save else None
     known: dict[str, Row] = {}
     if path is not None and path.exists():
@@ -396,8 +433,11 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="digits,vit_fashion", help="comma-separated")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--search", default="budget=10 samples=16 trials=1", help="of a search")
-    parser.add_argument("--only", default="", help="accuracy, curve, cost; comma-separated")
+    parser.add_argument("--gammas", default="5,4,3", help="comma-separated")
+    parser.add_argument("--mappings", default=",".join(MAPPINGS), help="comma-separated")
+    parser.add_argument("--variants", default="", help="absent: all; separated by semicolons")
+    parser.add_argument("--search", default="budget=20 samples=32 trials=1", help="of a search")
+    parser.add_argument("--only", default="", help="accuracy, curve, cost, preset; comma-separated")
     parser.add_argument("--save", help="JSON lines of finished rows; a run goes on from it")
 
 

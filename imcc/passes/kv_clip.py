@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from imcc.ir import codes
 from imcc.ir.diagnostics import Diagnostic, DiagnosticError, error
 from imcc.ir.dialects import nn, quant
+from imcc.ir.dialects.core import tensor
 from imcc.ir.module import Function, Module
 from imcc.ir.ops import Op, Value
 from imcc.ir.types import SpikesType
@@ -18,7 +19,7 @@ from imcc.passes.clipping.attention_products import (
     probe,
 )
 from imcc.passes.clipping.data import first_samples
-from imcc.passes.clipping.search import Candidate, Found, ScoreCache, search
+from imcc.passes.clipping.search import GAINS, Candidate, Found, ScoreCache, search
 from imcc.passes.clipping.transform import (
     Applied,
     Clip,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from imcc.ir.semantics.resources import ResourceStore
+
+FLOATS = ("f16", "bf16", "f32", "f64")
 
 Ranges = dict[tuple[int, str], Entries]
 """Entries by number of the attention and what its matrix holds."""
@@ -55,8 +58,13 @@ class KvClip(Pass):
     What is not given of ``alpha`` and ``beta`` is searched: candidates run on the target with its
     noise, and the one with the smallest error against the float program wins; where none beats no
     clipping the attention is left as it is. ``objective = "outputs"`` runs the whole program for
-    one pair; ``"attention"`` runs attention alone on what enters it in calibration, and gives each
-    attention a pair of its own. Neither sees a test set.
+    one pair; ``"kl"`` does so too, and compares outputs as logits of classes, by the mean over
+    samples and trials of ``sum_c p_c log(p_c / p'_c)`` with ``p`` the softmax over the last axis of
+    the float program's; ``"attention"`` runs attention alone on what enters it in calibration, and
+    gives each attention a pair of its own. None sees a test set.
+
+    ``gain`` is one more factor on what codes stand for. Below 1 it makes products smaller together
+    with their noise; ``search_gain`` searches it beside alpha and beta, or with these given.
 
     Takes attention apart as ``decompose-attention`` does. Source: ClipFormer, arXiv 2402.02586.
     """
@@ -84,8 +92,17 @@ class KvClip(Pass):
         doc="smallest conductance as a fraction of the largest; absent: the target's",
     )
     bits: int = option(default=8, minimum=2, maximum=16, unit="bit", doc="bits of a code")
-    objective: Literal["attention", "outputs"] = option(
-        default="outputs", doc="what a search keeps close to the float program"
+    gain: float = option(
+        default=1.0, minimum=0.01, maximum=100.0, doc="factor on what codes stand for"
+    )
+    search_gain: bool = option(
+        default=False,
+        doc="search the factor too, from gain downwards, with the noise of the target",
+    )
+    objective: Literal["attention", "outputs", "kl"] = option(
+        default="outputs",
+        doc="what a search keeps close to the float program: errors of attention or of outputs, "
+        "or the distribution over classes that outputs are logits of",
     )
     budget: int = option(default=20, minimum=1, doc="simulations of a search")
     trials: int = option(default=2, minimum=1, doc="noisy trials of each simulation")
@@ -97,7 +114,8 @@ class KvClip(Pass):
     @property
     def searches(self) -> bool:
         """Whether something is left to be searched."""
-        return self.scale != "token" and (self.alpha is None or self.beta is None)
+        given = self.alpha is not None and self.beta is not None and not self.search_gain
+        return self.scale != "token" and not given
 
     def requires(self) -> frozenset[str]:
         """A target too, for a search."""
@@ -105,10 +123,12 @@ class KvClip(Pass):
 
     def run(self, module: Module, context: PassContext) -> None:
         """Find attention, look at its matrices, choose, rewrite."""
-        if self.scale == "token" and (self.alpha is not None or self.beta is not None):
+        changed = self.gain != 1.0 or self.search_gain
+        if self.scale == "token" and (self.alpha is not None or self.beta is not None or changed):
             raise error(
                 codes.BAD_OPTION,
-                'pass kv-clip: scale="token" clips nothing, alpha and beta have no meaning there',
+                'pass kv-clip: scale="token" clips nothing, alpha, beta and gains have no meaning '
+                "there",
                 help='leave them out, or choose another scale, for instance "stretch"',
             )
         g_min = self._g_min(context)
@@ -188,7 +208,9 @@ class KvClip(Pass):
         if module is None:
             raise ValueError(f"@{function.name} is in no module")
         ranges = self._observe(function, found, context)
-        chosen: list[Candidate] = [Clip(self.alpha or 1.0, self.beta or 1.0)] * len(found)
+        chosen: list[Candidate] = [Clip(self.alpha or 1.0, self.beta or 1.0, self.gain)] * len(
+            found
+        )
         results: list[Found | None] = [None] * len(found)
         if self.searches:
             results = [*self._search(module, function, found, ranges, g_min, context)]
@@ -204,7 +226,7 @@ class KvClip(Pass):
             row |= {"searched": self.searches, "noise": setting}
             row["scale_granularity"] = "token" if self.scale == "token" else "matrix"
             if clip is not None and self.scale != "token":
-                row |= {"alpha": clip.alpha, "beta": clip.beta}
+                row |= vars(clip)
             if result is not None:
                 row |= {"objective": self.objective, "simulations": result.tried}
                 row |= {"error": result.error, "error_unclipped": result.unclipped}
@@ -305,6 +327,8 @@ class KvClip(Pass):
         else:
             program, outputs = module, tuple(last.operands) if last is not None else ()
             wanted = set(outputs)
+        if self.objective == "kl":
+            _check_classes(outputs)
         batches, references = [], []
         for batch in whole:
             seen = _values(function, batch, wanted, context)
@@ -319,6 +343,8 @@ class KvClip(Pass):
                 if clip is not None:
                     self._apply(copy, number, item, clip, ranges, g_min, quiet, store)
             made = context.simulate(copy, store, batches, self.trials)
+            if self.objective == "kl":
+                return [_divergence(made, references)]
             return _errors(made, references, together=not local)
 
         function_name = "inference" if local else function.name
@@ -329,7 +355,14 @@ class KvClip(Pass):
                 "weights": {k: v.sha256 for k, v in program.resources.items()},
                 "target": context.target.sha256,
                 "inputs": [[tensor_sha256(item) for item in batch] for batch in batches],
-                "options": [self.scale, self.bits, self.trials, g_min, context.seed],
+                "options": [
+                    self.scale,
+                    self.bits,
+                    self.trials,
+                    g_min,
+                    context.seed,
+                    self.objective,
+                ],
                 "ranges": [[held.largest, float(held.sizes().sum())] for held in ranges.values()],
             },
         )
@@ -340,6 +373,7 @@ class KvClip(Pass):
             g_min=g_min,
             alpha=self.alpha,
             beta=self.beta,
+            gains=[self.gain, *(self.gain * g for g in GAINS)] if self.search_gain else [self.gain],
             progress=lambda done, total: context.progress(done, total, "search alpha and beta"),
         )
         return results if local else results * len(found)
@@ -381,3 +415,32 @@ def _errors(
     if together:
         wrong, power = [sum(wrong)], [sum(power)]
     return [(w / p) ** 0.5 if p else 0.0 for w, p in zip(wrong, power, strict=True)]
+
+
+def _check_classes(outputs: Sequence[Value]) -> None:
+    """Refuse outputs that cannot be logits of two classes or more."""
+    for value in outputs:
+        kind = tensor(value)
+        if isinstance(kind.shape[-1], int) and kind.shape[-1] > 1 and str(kind.element) in FLOATS:
+            continue
+        raise error(
+            codes.BAD_OPTION,
+            f'pass kv-clip, option objective: "kl" compares classes, and the output %{value.name} '
+            f"of type {kind} holds no logits along its last axis",
+            model=value.owner.loc if isinstance(value.owner, Op) else (),
+            help='choose objective="outputs" or "attention"',
+        )
+
+
+def _divergence(made: Sequence[Sequence[Tensor]], references: Sequence[Sequence[Tensor]]) -> float:
+    """Mean of ``KL(softmax(y) || softmax(y'))`` over rows of all outputs, batches and trials."""
+    from torch.nn import functional
+
+    total, rows = 0.0, 0
+    for outputs, exact in zip(made, references, strict=True):
+        for output, reference in zip(outputs, exact, strict=True):
+            log_p, log_q = (functional.log_softmax(x.double(), -1) for x in (reference, output))
+            found = (log_p.exp() * (log_p - log_q)).sum(-1)
+            total += float(found.sum())
+            rows += found.numel()
+    return total / rows

@@ -3,7 +3,8 @@
 Candidates are tried one after another for each *unit*, the attention or the whole network that gets
 one pair: first no clipping, then smaller and smaller limits, larger subtractions at the best
 limit, then limits between the best one and its neighbours. A unit's next candidate depends on its
-own scores only, so one simulation scores a candidate of every unit.
+own scores only, so one simulation scores a candidate of every unit. Where gains are searched too,
+each smaller one is tried at the best limit and at larger ones: both make a product smaller.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imcc.ir import codes
@@ -22,6 +23,7 @@ from imcc.passes.clipping.transform import Clip
 
 BETAS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 ALPHAS = (2.0, 4.0, 8.0, 16.0)
+GAINS = (0.84, 0.7, 0.59, 0.5, 0.42, 0.35)
 FINEST = 1.03
 """Limits closer than this factor are not told apart."""
 
@@ -49,13 +51,15 @@ def search(
     g_min: float,
     alpha: float | None = None,
     beta: float | None = None,
+    gains: Sequence[float] = (1.0,),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Found]:
     """The best candidate of each unit within ``budget`` simulations.
 
-    ``alpha`` or ``beta`` may be given, then only the other one is sought.
+    ``alpha`` or ``beta`` may be given, then only the other one is sought. ``gains`` are tried in
+    their order, until one is not better than those before.
     """
-    plans = [_plan(g_min, alpha, beta) for _ in range(units)]
+    plans = [_plan(g_min, alpha, beta, gains) for _ in range(units)]
     asked: list[Candidate] = [next(plan) for plan in plans]
     scores: list[dict[Candidate, float]] = [{} for _ in plans]
     for number in range(budget):
@@ -89,42 +93,53 @@ def _done(best: Candidate) -> Generator[Candidate, float, None]:
 
 
 def _plan(
-    g_min: float, alpha: float | None, beta: float | None
+    g_min: float, alpha: float | None, beta: float | None, gains: Sequence[float]
 ) -> Generator[Candidate, float, None]:
     """Candidates of one unit; each is answered by its error."""
     yield None
-    scores: dict[tuple[float, float], float] = {}
+    scores: dict[Clip, float] = {}
 
-    def ask(a: float, b: float) -> Generator[Candidate, float, None]:
-        if (a, b) not in scores:
-            scores[a, b] = yield Clip(a, b)
+    def ask(*asked: Clip) -> Generator[Candidate, float, None]:
+        for item in asked:
+            if item not in scores:
+                scores[item] = yield item
 
-    def best() -> tuple[float, float]:
+    def best() -> Clip:
         return min(scores, key=lambda item: scores[item])
 
+    first = gains[0]
     limits = [b for b in BETAS if b > 2 * g_min] if beta is None else [beta]
     for limit in limits or [1.0]:
-        yield from ask(alpha or 1.0, limit)
+        yield from ask(Clip(alpha or 1.0, limit, first))
     if alpha is None:
-        limit = best()[1]
+        limit = best().beta
         for a in ALPHAS:
             if a * g_min / (1 - g_min) > 0.5:
                 break
-            yield from ask(a, limit)
-            if best()[0] != a:
+            yield from ask(Clip(a, limit, first))
+            if best().alpha != a:
                 break
+    for gain in gains[1:]:
+        start = best()
+        wider = sorted({item.beta for item in scores if item.beta > start.beta})
+        for limit in [start.beta, *wider, *([1.0] if beta is None else [])]:
+            tried = Clip(start.alpha, limit, gain)
+            yield from ask(tried)
+            if best() != tried and limit != start.beta:
+                break
+        if best().gain != gain:
+            break
     while beta is None:
-        a, limit = best()
-        known = sorted({b for _, b in scores} | {1.0})
-        place = known.index(limit)
+        held = best()
+        known = sorted({item.beta for item in scores} | {1.0})
+        place = known.index(held.beta)
         sides = [known[i] for i in (place - 1, place + 1) if 0 <= i < len(known)]
-        apart = [side for side in sides if max(limit, side) / min(limit, side) > FINEST**2]
-        tries = [math.sqrt(limit * side) for side in apart]
-        tries = [b for b in tries if (a, b) not in scores]
+        apart = [s for s in sides if max(held.beta, s) / min(held.beta, s) > FINEST**2]
+        tries = [replace(held, beta=math.sqrt(held.beta * side)) for side in apart]
+        tries = [item for item in tries if item not in scores]
         if not tries:
             return
-        for b in tries:
-            yield from ask(a, b)
+        yield from ask(*tries)
 
 
 class ScoreCache:
@@ -150,7 +165,7 @@ class ScoreCache:
             return score
 
         def cached(asked: Sequence[Candidate]) -> Sequence[float]:
-            named = [None if item is None else [item.alpha, item.beta] for item in asked]
+            named = [None if item is None else vars(item) for item in asked]
             digest = hashlib.sha256((self.identity + json.dumps(named)).encode()).hexdigest()
             path = folder / f"{digest}.json"
             if path.exists():

@@ -34,10 +34,14 @@ MAX_VALUES = 1 << 18
 
 @dataclass(frozen=True)
 class Clip:
-    """One setting of the transform: ``alpha >= 1``, ``g_min / g_max < beta <= 1``."""
+    """One setting of the transform: ``alpha >= 1``, ``g_min / g_max < beta <= 1``.
+
+    ``gain`` is a factor on what codes stand for, beside that which a scale has.
+    """
 
     alpha: float
     beta: float
+    gain: float = 1.0
 
 
 @dataclass
@@ -87,7 +91,7 @@ def apply_clip(
 
     Their step is that of the unclipped range (``keep``, ``refit``) or of the clipped one
     (``stretch``). A gain, where it is refitted, minimises ``sum (|x| - gain T(|x|))^2`` over
-    calibration; it is part of the scale that codes stand for, so that it costs nothing.
+    calibration. With ``clip.gain`` it is part of the scale that codes stand for, and costs nothing.
     """
     largest = seen.largest or 1.0
     subtracted = clip.alpha * g_min / (1 - g_min) * largest
@@ -98,6 +102,7 @@ def apply_clip(
     power = float((made**2).sum())
     refit = codes in ("refit", "stretch-refit") and power > 0
     gain = float((sizes * made).sum()) / power if refit else 1.0
+    gain *= clip.gain
     top: int = 2 ** (bits - 1) - 1
     step = (limit if codes.startswith("stretch") else largest) / top
     writer = _Writer(product, rewriter, store)
