@@ -28,6 +28,7 @@ VARIANTS: dict[str, str] = {
     "stretch": 'kv-clip{scale="stretch"}',
     "stretch, kl": 'kv-clip{scale="stretch" objective="kl"}',
     "stretch and gain, kl": SEARCHED_GAIN,
+    "stretch and gain, kl, each": SEARCHED_GAIN.replace("}", " each=true}"),
     "VAT": "",
     "VAT and clipped": SEARCHED_GAIN,
     "gain alone, kl": 'kv-clip{scale="stretch" objective="kl" alpha=1.0 beta=1.0 search_gain=true}',

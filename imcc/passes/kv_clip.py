@@ -19,7 +19,7 @@ from imcc.passes.clipping.attention_products import (
     probe,
 )
 from imcc.passes.clipping.data import first_samples
-from imcc.passes.clipping.search import GAINS, Candidate, Found, ScoreCache, search
+from imcc.passes.clipping.search import GAINS, Candidate, Found, ScoreCache, search, search_each
 from imcc.passes.clipping.transform import (
     Applied,
     Clip,
@@ -64,7 +64,9 @@ class KvClip(Pass):
     gives each attention a pair of its own. None sees a test set.
 
     ``gain`` is one more factor on what codes stand for. Below 1 it makes products smaller together
-    with their noise; ``search_gain`` searches it beside alpha and beta, or with these given.
+    with their noise; ``search_gain`` searches it beside alpha and beta, or with these given. With
+    ``each`` a search for one setting is followed by one for every attention, the first one first:
+    its limit and gain are varied while the others keep theirs, within what is left of the budget.
 
     Takes attention apart as ``decompose-attention`` does. Source: ClipFormer, arXiv 2402.02586.
     """
@@ -98,6 +100,9 @@ class KvClip(Pass):
     search_gain: bool = option(
         default=False,
         doc="search the factor too, from gain downwards, with the noise of the target",
+    )
+    each: bool = option(
+        default=False, doc="a setting for each attention too where outputs are compared"
     )
     objective: Literal["attention", "outputs", "kl"] = option(
         default="outputs",
@@ -339,7 +344,7 @@ class KvClip(Pass):
             copy, store = program.clone(), context.weights().copy()
             quiet = PassContext(resources=store)
             for number, item in enumerate(attention_products(copy.function(function_name))):
-                clip = asked[number] if local else asked[0]
+                clip = asked[number if len(asked) > 1 else 0]
                 if clip is not None:
                     self._apply(copy, number, item, clip, ranges, g_min, quiet, store)
             made = context.simulate(copy, store, batches, self.trials)
@@ -366,9 +371,10 @@ class KvClip(Pass):
                 "ranges": [[held.largest, float(held.sizes().sum())] for held in ranges.values()],
             },
         )
+        cached = cache.around(score)
         results = search(
             len(found) if local else 1,
-            cache.around(score),
+            cached,
             budget=self.budget,
             g_min=g_min,
             alpha=self.alpha,
@@ -376,7 +382,13 @@ class KvClip(Pass):
             gains=[self.gain, *(self.gain * g for g in GAINS)] if self.search_gain else [self.gain],
             progress=lambda done, total: context.progress(done, total, "search alpha and beta"),
         )
-        return results if local else results * len(found)
+        if local:
+            return results
+        if not self.each or len(found) == 1:
+            return results * len(found)
+        return search_each(
+            results[0], len(found), cached, budget=self.budget, gains=self.search_gain
+        )
 
 
 def _values(

@@ -17,7 +17,7 @@ from imcc.ir.semantics.resources import ResourceStore
 from imcc.ir.text import parse_module
 from imcc.ir.verifier import verify
 from imcc.passes.clipping.attention_products import attention_products, probe
-from imcc.passes.clipping.search import search
+from imcc.passes.clipping.search import GAINS, Found, search, search_each
 from imcc.passes.clipping.transform import Clip
 from imcc.passes.infrastructure import (
     PassContext,
@@ -26,6 +26,7 @@ from imcc.passes.infrastructure import (
     passes_until,
     run_pipeline,
 )
+from imcc.passes.kv_clip import _divergence
 from imcc.runtime.executor import Executor
 
 FLOOR = 0.01
@@ -182,6 +183,8 @@ REFUSED = [
     ("{alpha=1.0 beta=0.01 g_min=0.01}", codes.BAD_OPTION, "beta"),
     ("{alpha=200.0 beta=0.5 g_min=0.01}", codes.BAD_OPTION, "alpha"),
     ('{scale="token" beta=0.5}', codes.BAD_OPTION, "token"),
+    ('{scale="token" gain=0.5}', codes.BAD_OPTION, "token"),
+    ("{alpha=1.0 beta=0.5 gain=0.0 g_min=0.01}", codes.BAD_OPTION, "gain"),
     ("{alpha=1.0 beta=0.5}", codes.PASS_REQUIRES, "g_min"),
     ("{beta=0.5 g_min=0.01}", codes.PASS_REQUIRES, "target"),
 ]
@@ -290,6 +293,44 @@ def test_search_finds_a_valley_of_each_unit_within_its_budget():
     assert few[0].tried == 4 and few[0].unclipped == 1.0
 
 
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_search_of_gains_widens_the_limit_again(beta):
+    def error(clip):
+        if clip is None:
+            return 1.0
+        return 0.1 + abs(clip.beta * clip.gain - 0.25) + 0.3 * abs(clip.gain - 0.5)
+
+    gains = (1.0, *GAINS)
+    found = search(
+        1, lambda asked: [error(asked[0])], budget=60, g_min=FLOOR, beta=beta, gains=gains
+    )
+    assert found[0].clip.gain == pytest.approx(0.5, abs=0.1)
+    assert found[0].clip.beta == pytest.approx(0.5, rel=0.15)
+    plain = search(1, lambda asked: [error(asked[0])], budget=60, g_min=FLOOR, beta=beta)
+    assert plain[0].clip.gain == 1.0 and plain[0].error > found[0].error
+
+
+def test_search_of_each_unit_moves_them_apart_within_its_budget():
+    wanted = [(0.5, 1.0), (0.25, 0.7), (0.12, 1.4)]
+    calls = []
+
+    def score(asked):
+        calls.append(list(asked))
+        pairs = zip(asked, wanted, strict=True)
+        return [sum(abs(c.beta / b - 1) + abs(c.gain / g - 1) for c, (b, g) in pairs)]
+
+    start = Found(Clip(1.0, 0.25), 10.0, 20.0, 7)
+    found = search_each(start, 3, score, budget=60, gains=True)
+    assert len(calls) + 7 == found[0].tried <= 60
+    for item, (beta, gain) in zip(found, wanted, strict=True):
+        assert item.clip.beta == pytest.approx(beta, rel=0.2)
+        assert item.clip.gain == pytest.approx(gain, rel=0.2)
+    assert found[0].error < 1.0
+    assert [f.clip for f in search_each(start, 3, score, budget=7, gains=True)] == [start.clip] * 3
+    nothing = Found(None, 1.0, 1.0, 7)
+    assert [f.clip for f in search_each(nothing, 2, score, budget=60, gains=True)] == [None, None]
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(2.0, None), (None, 0.5)])
 def test_search_keeps_what_is_given(alpha, beta):
     asked_all = []
@@ -362,6 +403,64 @@ def test_search_through_the_context_and_its_cache(tmp_path, objective):
         clip(module, options, [x], simulator=simulator, **given)
     clip(module, options, [tuple(item + 1 for item in x)], simulator=simulator, **given)
     assert simulator.calls > calls
+
+
+def test_gain_is_part_of_what_codes_stand_for():
+    module, x = program()
+    options = f"alpha=1.0 beta=0.5 g_min={FLOOR} bits=16"
+    _, _, plain = clip(module, f"{{{options}}}", [x])
+    made, held, context = clip(module, f"{{{options} gain=0.5}}", [x])
+    for what in ("key", "value"):
+        (one,), (half,) = (c.measurements["kv-clip"] for c in (plain, context))
+        assert half[what]["gain"] == 0.5 * one[what]["gain"]
+        assert half[what]["step"] == one[what]["step"]
+    assert run(made, x, held).norm() < 0.6 * run(module, x).norm()
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_search_by_classes_finds_a_gain(each):
+    """Noise in proportion to what codes stand for: a factor below 1 is closer to the classes."""
+
+    class Shrinking(NoisyCells):
+        def __call__(self, module, resources, batches, trials):
+            made = []
+            for batch in batches:
+                output = evaluate_function(module.function(), batch, resources=resources).outputs[0]
+                draw = torch.Generator().manual_seed(0)
+                noise = torch.randn(trials, *output.shape, generator=draw)
+                size = output.abs().mean() if self.calls else 1.0
+                made.append([output + 3 * size * noise])
+                self.calls += 1
+            return made
+
+    module, x = program(depth=2)
+    given = {"target": find_target("rram"), "backend": find_backend("crossbar")}
+    flag = "true" if each else "false"
+    options = f'objective="kl" search_gain=true each={flag} budget=40 samples=4 g_min=0.01'
+    _, _, context = clip(module, f"{{{options}}}", [x], simulator=Shrinking(), **given)
+    rows = context.measurements["kv-clip"]
+    assert min(row["gain"] for row in rows) < 1.0
+    assert all(row["error"] < row["error_unclipped"] for row in rows)
+    assert each or rows[0]["gain"] == rows[1]["gain"]
+
+
+def test_divergence_of_classes_is_that_of_torch():
+    draw = torch.Generator().manual_seed(3)
+    exact, noisy = torch.randn(4, 5, generator=draw), torch.randn(2, 4, 5, generator=draw)
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=exact.expand(2, 4, 5)),
+        torch.distributions.Categorical(logits=noisy),
+    ).mean()
+    assert _divergence([[noisy]], [[exact]]) == pytest.approx(float(wanted), rel=1e-5)
+    assert _divergence([[exact[None]]], [[exact]]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_outputs_that_are_no_classes():
+    module, x = program(width=1)
+    given = {"target": find_target("rram"), "backend": find_backend("crossbar")}
+    with pytest.raises(DiagnosticError, match="no logits") as caught:
+        clip(module, '{objective="kl" g_min=0.01}', [x], simulator=NoisyCells(), **given)
+    assert caught.value.diagnostics[0].code == codes.BAD_OPTION
 
 
 def test_search_that_finds_nothing_better_leaves_the_program():

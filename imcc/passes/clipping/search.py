@@ -2,7 +2,7 @@
 
 Candidates are tried one after another for each *unit*, the attention or the whole network that gets
 one pair: first no clipping, then smaller and smaller limits, larger subtractions at the best
-limit, then limits between the best one and its neighbours. A unit's next candidate depends on its
+limit, then settings between the best one and its neighbours. A unit's next candidate depends on its
 own scores only, so one simulation scores a candidate of every unit. Where gains are searched too,
 each smaller one is tried at the best limit and at larger ones: both make a product smaller.
 """
@@ -23,7 +23,9 @@ from imcc.passes.clipping.transform import Clip
 
 BETAS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 ALPHAS = (2.0, 4.0, 8.0, 16.0)
-GAINS = (0.84, 0.7, 0.59, 0.5, 0.42, 0.35)
+GAINS = (0.7, 0.5, 0.35)
+FACTOR = 2**0.5
+"""Step of limits and gains of a unit that is varied while the others keep theirs."""
 FINEST = 1.03
 """Limits closer than this factor are not told apart."""
 
@@ -87,6 +89,36 @@ def search(
     return found
 
 
+def search_each(start: Found, units: int, score: Score, *, budget: int, gains: bool) -> list[Found]:
+    """A setting for each unit of a program that has one error, from the best common one on.
+
+    One unit after another: its limit, and with ``gains`` its gain, goes up or down by
+    :data:`FACTOR` for as long as that helps. ``budget`` counts what ``start`` took.
+    """
+    held: list[Candidate] = [start.clip] * units
+    best, tried = start.error, start.tried
+    for unit in range(units):
+        for field in ("beta", "gain") if gains else ("beta",):
+            for factor in (FACTOR, 1 / FACTOR):
+                while tried < budget and (moved := _moved(held[unit], field, factor)) is not None:
+                    made = score([*held[:unit], moved, *held[unit + 1 :]])[0]
+                    tried += 1
+                    if not made < best:
+                        break
+                    best, held[unit] = made, moved
+    return [Found(item, best, start.unclipped, tried) for item in held]
+
+
+def _moved(clip: Candidate, field: str, factor: float) -> Candidate:
+    """The next setting on one side, None where there is no other."""
+    if clip is None:
+        return None
+    if field == "gain":
+        return replace(clip, gain=clip.gain * factor)
+    beta = min(clip.beta * factor, 1.0)
+    return replace(clip, beta=beta) if beta != clip.beta and beta > BETAS[-1] / 2 else None
+
+
 def _done(best: Candidate) -> Generator[Candidate, float, None]:
     """Nothing more to try."""
     yield best
@@ -129,17 +161,28 @@ def _plan(
                 break
         if best().gain != gain:
             break
-    while beta is None:
+    while True:
         held = best()
-        known = sorted({item.beta for item in scores} | {1.0})
-        place = known.index(held.beta)
-        sides = [known[i] for i in (place - 1, place + 1) if 0 <= i < len(known)]
-        apart = [s for s in sides if max(held.beta, s) / min(held.beta, s) > FINEST**2]
-        tries = [replace(held, beta=math.sqrt(held.beta * side)) for side in apart]
+        tries = []
+        if beta is None:
+            around = _between(held.beta, {1.0, *(item.beta for item in scores)})
+            tries += [replace(held, beta=value) for value in around]
+        if len(gains) > 1:
+            around = _between(held.gain, {item.gain for item in scores})
+            tries += [replace(held, gain=value) for value in around]
         tries = [item for item in tries if item not in scores]
         if not tries:
             return
         yield from ask(*tries)
+
+
+def _between(value: float, known: set[float]) -> list[float]:
+    """Geometric means of a value with its neighbours among those known, if they are apart."""
+    order = sorted(known)
+    place = order.index(value)
+    sides = [order[i] for i in (place - 1, place + 1) if 0 <= i < len(order)]
+    apart = [side for side in sides if max(value, side) / min(value, side) > FINEST**2]
+    return [math.sqrt(value * side) for side in apart]
 
 
 class ScoreCache:
