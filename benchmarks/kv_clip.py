@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.output import Row, main
 
-SEARCHED_GAIN = 'kv-clip{scale="stretch" objective="kl" search_gain=true}'
+SEARCHED_GAIN = 'kv-clip{scale="stretch" objective="kl" search_gain=true budget=48}'
 VARIANTS: dict[str, str] = {
     "standard": "",
     "token": 'kv-clip{scale="token"}',
@@ -153,6 +153,8 @@ def pipeline(target: Any, variant: str, search: str) -> list[Any]:
     from imcc.passes.infrastructure import parse_pipeline, passes_until
 
     wanted = VARIANTS[variant]
+    if "budget" in wanted:
+        search = " ".join(item for item in search.split() if "budget" not in item)
     if wanted and variant not in ("token", "published pair"):
         wanted = wanted.replace("}", f" {search}}}").replace("{ ", "{")
     passes = list(
@@ -437,7 +439,7 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gammas", default="5,4,3", help="comma-separated")
     parser.add_argument("--mappings", default=",".join(MAPPINGS), help="comma-separated")
     parser.add_argument("--variants", default="", help="absent: all; separated by semicolons")
-    parser.add_argument("--search", default="budget=20 samples=32 trials=1", help="of a search")
+    parser.add_argument("--search", default="budget=28 samples=64 trials=2", help="of a search")
     parser.add_argument("--only", default="", help="accuracy, curve, cost, preset; comma-separated")
     parser.add_argument("--save", help="JSON lines of finished rows; a run goes on from it")
 

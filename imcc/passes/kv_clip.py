@@ -66,7 +66,7 @@ class KvClip(Pass):
     ``gain`` is one more factor on what codes stand for. Below 1 it makes products smaller together
     with their noise; ``search_gain`` searches it beside alpha and beta, or with these given. With
     ``each`` a search for one setting is followed by one for every attention, the first one first:
-    its limit and gain are varied while the others keep theirs, within what is left of the budget.
+    its limit and gain are varied while the others keep theirs, within the budget once more.
 
     Takes attention apart as ``decompose-attention`` does. Source: ClipFormer, arXiv 2402.02586.
     """

@@ -1,10 +1,10 @@
 """Choosing alpha and beta for a target's write noise, on calibration data.
 
 Candidates are tried one after another for each *unit*, the attention or the whole network that gets
-one pair: first no clipping, then smaller and smaller limits, larger subtractions at the best
-limit, then settings between the best one and its neighbours. A unit's next candidate depends on its
-own scores only, so one simulation scores a candidate of every unit. Where gains are searched too,
-each smaller one is tried at the best limit and at larger ones: both make a product smaller.
+one pair: first no clipping, then smaller and smaller limits, larger subtractions at the best limit,
+limits beside it at the best of these, then settings between the best and its neighbours. A unit's
+next candidate depends on its own scores only, so one simulation scores a candidate of every unit.
+Where gains are searched too, smaller ones are tried with smaller subtractions and larger limits.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def search_each(start: Found, units: int, score: Score, *, budget: int, gains: b
     """A setting for each unit of a program that has one error, from the best common one on.
 
     One unit after another: its limit, and with ``gains`` its gain, goes up or down by
-    :data:`FACTOR` for as long as that helps. ``budget`` counts what ``start`` took.
+    :data:`FACTOR` for as long as that helps. ``budget`` is that of this search alone.
     """
     held: list[Candidate] = [start.clip] * units
-    best, tried = start.error, start.tried
+    best, tried = start.error, 0
     for unit in range(units):
         for field in ("beta", "gain") if gains else ("beta",):
             for factor in (FACTOR, 1 / FACTOR):
@@ -106,7 +106,7 @@ def search_each(start: Found, units: int, score: Score, *, budget: int, gains: b
                     if not made < best:
                         break
                     best, held[unit] = made, moved
-    return [Found(item, best, start.unclipped, tried) for item in held]
+    return [Found(item, best, start.unclipped, start.tried + tried) for item in held]
 
 
 def _moved(clip: Candidate, field: str, factor: float) -> Candidate:
@@ -140,30 +140,40 @@ def _plan(
         return min(scores, key=lambda item: scores[item])
 
     first = gains[0]
-    limits = [b for b in BETAS if b > 2 * g_min] if beta is None else [beta]
-    for limit in limits or [1.0]:
+    limits = [b for b in BETAS if b > 2 * g_min] or [1.0] if beta is None else [beta]
+    for limit in limits:
         yield from ask(Clip(alpha or 1.0, limit, first))
     if alpha is None:
         limit = best().beta
-        for a in ALPHAS:
-            if a * g_min / (1 - g_min) > 0.5:
-                break
-            yield from ask(Clip(a, limit, first))
-            if best().alpha != a:
-                break
+        fitting = [a for a in ALPHAS if a * g_min / (1 - g_min) <= 0.5]
+        yield from ask(*(Clip(a, limit, first) for a in fitting))
+        if beta is None:
+            # A larger subtraction goes with another limit.
+            held, grid = best(), sorted({1.0, *limits})
+            place = grid.index(held.beta)
+            near = [grid[i] for i in (place - 1, place + 1) if 0 <= i < len(grid)]
+            yield from ask(*(replace(held, beta=b) for b in near))
     for gain in gains[1:]:
+        # All three make a product smaller: a smaller gain goes with less of the other two.
         start = best()
-        wider = sorted({item.beta for item in scores if item.beta > start.beta})
-        for limit in [start.beta, *wider, *([1.0] if beta is None else [])]:
-            tried = Clip(start.alpha, limit, gain)
-            yield from ask(tried)
-            if best() != tried and limit != start.beta:
-                break
+        wider = [] if beta is not None else [b for b in (*limits[::-1], 1.0) if b > start.beta]
+        less = [1.0] if alpha is not None else [1.0, 0.5, 0.25]
+        shares = [share for share in less if start.alpha * share >= 1.0]
+        yield from ask(
+            *(
+                Clip(start.alpha * share, limit, gain)
+                for limit in (start.beta, *wider[:1])
+                for share in shares
+            )
+        )
         if best().gain != gain:
             break
     while True:
         held = best()
         tries = []
+        if alpha is None:
+            around = _between(held.alpha, {item.alpha for item in scores})
+            tries += [replace(held, alpha=value) for value in around]
         if beta is None:
             around = _between(held.beta, {1.0, *(item.beta for item in scores)})
             tries += [replace(held, beta=value) for value in around]
