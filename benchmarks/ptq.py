@@ -215,7 +215,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     if options.model == SMOLLM2 and options.plan is None:
         given["plan"] = str(Path(SMOLLM2).with_name("plan.toml"))
     if options.quick:
-        given.update(sequences=16, rounds=4, iterations=4, windows=4, auto_round_iterations=16)
+        given.update(sequences=16, iterations=1, windows=4, auto_round_iterations=20)
     subject = Subject(given)
     wanted: list[dict[str, Any]] = []
     if not options.no_float:
@@ -254,8 +254,8 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows", type=int, default=24, help="evenly spread over the test text; 0: all of it"
     )
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=0.04)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-tune-scale", action="store_true")

@@ -69,7 +69,7 @@ def fold_scales(
                 output_error(
                     layer,
                     held,
-                    Grid.fit(formats[layer], weight * scale).nearest(weight * scale) / scale
+                    _searched(Grid.fit(formats[layer], weight * scale), weight * scale) / scale
                     - weight,
                 )
                 for layer, weight in weights.items()
@@ -104,7 +104,7 @@ def clipped_grid(layer: Layer, form: WeightFormat, weight: Tensor, moments: Inpu
     for step in range(STEPS):
         factor = 1 - (1 - MAX_SHRINK) * step / STEPS
         grid = Grid.fit(form, weight, factor)
-        change = form.rows(grid.nearest(weight)) - rows
+        change = form.rows(_searched(grid, weight)) - rows
         error = (torch.einsum("rgi,gij->rgj", change, second) * change).sum(-1, keepdim=True)
         better = error < best
         best, shrink = (
@@ -175,6 +175,12 @@ def _constant(layer: Layer) -> core.Constant:
     if found is None:
         raise TypeError(f"{layer.name} has no constant weight")
     return found
+
+
+def _searched(grid: Grid, weight: Tensor) -> Tensor:
+    """``grid.nearest`` in the weight's own precision: a search looks at many grids."""
+    scaled = torch.round(grid.format.rows(weight) / grid.scale)
+    return grid.real(grid.clamp(scaled + grid.zero_point), weight.shape)
 
 
 def _candidate(absolute: Tensor, exponent: float) -> Tensor:
