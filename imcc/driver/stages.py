@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def finish(
     with timing.span("passes"):
         records = run_pipeline(module, todo, context, instruments=watching)
     context.rewriter(module, "driver").set_resource_file(WEIGHTS)
+    # As they are here: passes that only the cost needs measure for themselves.
+    measured = copy.deepcopy(context.measurements)
     made = CompiledModel(
         module,
         resources,
@@ -164,6 +167,7 @@ def finish(
             )
     warnings = [*start.warnings, *context.warnings]
     report = report_data(made, start, print_pipeline(passes), costs, accuracy, warnings)
+    report["measurements"] = measured
     if checked is not None:
         report["accuracy"]["passes"] = [item.to_json() for item in checked.steps]
     made.report_data = report

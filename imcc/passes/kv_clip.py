@@ -227,7 +227,7 @@ class KvClip(Pass):
         for number, (item, clip) in enumerate(zip(found, chosen, strict=True)):
             result = results[number]
             row: dict[str, Any] = {"function": function.name, "attention": item.mixed.scope}
-            row |= {"scale": self.scale, "alpha": None, "beta": None, "g_min": g_min}
+            row |= {"scale": self.scale, "alpha": None, "beta": None, "gain": None, "g_min": g_min}
             row |= {"searched": self.searches, "noise": setting}
             row["scale_granularity"] = "token" if self.scale == "token" else "matrix"
             if clip is not None and self.scale != "token":

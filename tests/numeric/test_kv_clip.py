@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import imcc
 from imcc.backends.api import find_backend
 from imcc.backends.crossbar import run_time
 from imcc.backends.crossbar.dialect import Write
@@ -626,3 +627,34 @@ module @m phase("captured") {
     context = PassContext(resources=ResourceStore(), calibration=[inputs])
     with pytest.raises(DiagnosticError, match="no attention"):
         run_pipeline(module, parse_pipeline("kv-clip{alpha=1.0 beta=0.5 g_min=0.01}"), context)
+
+
+class OneEncoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.joined, self.head = torch.nn.Linear(8, 24), torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = self.joined(x).chunk(3, dim=-1)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head((x + mixed).mean(-2))
+
+
+def test_report_of_a_compilation_has_what_was_chosen():
+    torch.manual_seed(0)
+    images = torch.randn(8, 5, 8)
+    compiled = imcc.compile(
+        OneEncoder().eval(),
+        (images[:1],),
+        "vit-x",
+        overrides=["dynamic.device.write_noise.sigma_fraction=0.3"],
+        passes="canonicalize, decompose-attention, dead-code, "
+        'kv-clip{objective="kl" search_gain=true budget=4 samples=4 trials=1}, '
+        'calibrate-activations{matmul="symmetric"}, quantize-weights, integer-arithmetic, '
+        "dead-code, map-crossbars, place, schedule",
+        calibration=images,
+    )
+    (row,) = compiled.report()["measurements"]["kv-clip"]
+    assert row["objective"] == "kl" and 1 <= row["simulations"] <= 4
+    assert row["noise"]["mapping"] == "offset" and row["error"] <= row["error_unclipped"]
+    assert (row["alpha"] is None) == (row["gain"] is None) == (row["beta"] is None)
