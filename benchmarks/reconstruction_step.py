@@ -75,9 +75,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     streams = Streams(function, [(x,)], options.batch, ActivationStore())
     with torch.no_grad():
         target = block.run({block.inputs[0]: x}, store, streams.chunks[0].symbols)
-    energy = sum(float(held.square().sum()) for held in target.values())
     streams.put_float(streams.chunks[0], target)
-    loss = BlockLoss(block, streams, store, energy)
+    loss = BlockLoss.relative(block, streams, store)
     ours: dict[Value, Rounding] = {}
     theirs: dict[str, Rounding] = {}
     for op in block.layers:
@@ -95,7 +94,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
     def by_hand() -> torch.Tensor:
         weights = {name: item.weight() for name, item in theirs.items()}
-        return (functional_call(layer, weights, (x,)) - wanted).square().sum() / energy
+        return (functional_call(layer, weights, (x,)) - wanted).square().sum() / loss.energy
 
     loops = [(own, adam(ours.values(), RATE))]
     if not options.alone:

@@ -204,7 +204,7 @@ def _quantise_block(
     if mine:
         found = checkpoint.read(index, block, mine) if checkpoint is not None else None
         if found is None:
-            loss = _loss(block, streams, store)
+            loss = BlockLoss.relative(block, streams, store)
             found = _solve(block, index, total, mine, method, store, context, writer, loss, row)
             if checkpoint is not None:
                 checkpoint.write(index, block, found)
@@ -287,22 +287,6 @@ def _solve(
 
 CLIPPING_RATE = 5e-3
 """Learning rate of learned clipping (OmniQuant, section 4.1)."""
-
-
-def _loss(block: Block, streams: Streams, store: ResourceStore) -> BlockLoss:
-    energy = math.fsum(
-        float(held.square().sum())
-        for chunk in streams.chunks
-        for held in streams.float_outputs(chunk, block).values()
-        if held.is_floating_point()
-    )
-    if not math.isfinite(energy):
-        raise error(
-            codes.BAD_DATA,
-            f"block {block.name!r} gives values that are not finite on the calibration data",
-            help="check the calibration data and the model in float",
-        )
-    return BlockLoss(block, streams, store, (energy or 1.0) / len(streams.chunks))
 
 
 def _relative(made: Tensor, target: Tensor) -> float:

@@ -203,6 +203,26 @@ class BlockLoss:
         self.block, self.streams, self.store = block, streams, store
         self.energy = energy
 
+    @classmethod
+    def relative(cls, block: Block, streams: Streams, store: ResourceStore) -> BlockLoss:
+        """The loss over the energy that the float outputs have, chunk by chunk, on average.
+
+        Raises :class:`DiagnosticError` if they are not finite.
+        """
+        energy = math.fsum(
+            float(held.square().sum())
+            for chunk in streams.chunks
+            for held in streams.float_outputs(chunk, block).values()
+            if held.is_floating_point()
+        )
+        if not math.isfinite(energy):
+            raise error(
+                codes.BAD_DATA,
+                f"block {block.name!r} gives values that are not finite on the calibration data",
+                help="check the calibration data and the model in float",
+            )
+        return cls(block, streams, store, (energy or 1.0) / len(streams.chunks))
+
     def __call__(self, index: int, weights: Mapping[Value, Tensor]) -> Tensor:
         """``sum |y' - y|^2 / mean over chunks of sum |y|^2`` for the weights given."""
         chunk: Chunk = self.streams.chunks[index]
