@@ -30,7 +30,8 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 CLASSES = 10
 CALIBRATION_SAMPLES = 256
-BATCH_SIZE = 128
+BATCH_SIZE = int(os.environ.get("VIT_FASHION_BATCH", "128"))
+"""Training images of a batch. Fine-tuning through a simulator gains from more devices: take 64."""
 TEST_IMAGES = int(os.environ.get("VIT_FASHION_IMAGES", "500"))
 """Of the test images, how many ``evaluation_data`` gives: noisy runs take time; 2500 at most."""
 

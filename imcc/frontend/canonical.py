@@ -11,7 +11,15 @@ from typing import Any
 
 from imcc.frontend.attention import recognise_attention, repeated_heads
 from imcc.frontend.convert import MaskParts
-from imcc.frontend.patterns import Numbers, close, is_power, merged_leading, splits, swapped
+from imcc.frontend.patterns import (
+    Numbers,
+    close,
+    is_power,
+    merged_both,
+    merged_leading,
+    splits,
+    swapped,
+)
 from imcc.ir.dialects import core, nn
 from imcc.ir.dialects.core import tensor
 from imcc.ir.dims import Dim, Monomial, product
@@ -190,15 +198,24 @@ def _count_of(values: list[Value], x: Value, numbers: Numbers) -> int:
 
 @rewrite_rule(nn.Linear)
 def layer_of_merged(op: Op, rewriter: Rewriter) -> bool:
-    """A layer of merged leading axes is a layer of the axes, merged afterwards."""
+    """A layer of merged leading axes is a layer of the axes, merged afterwards.
+
+    One reshape may merge the axes of heads behind them too, as ``nn.MultiheadAttention`` does.
+    """
     if not isinstance(op, nn.Linear):
         return False
+    new: list[Op] = []
     found = merged_leading(op.x, 1)
-    if found is None:
-        return False
-    layer = nn.Linear(x=found[0], weight=op.weight, bias=op.bias, scope=op.scope)
+    x = found[0] if found is not None else None
+    if x is None:
+        apart = merged_both(op.x)
+        if apart is None:
+            return False
+        new.append(apart)
+        x = apart.y
+    layer = nn.Linear(x=x, weight=op.weight, bias=op.bias, scope=op.scope)
     made = core.Reshape(x=layer.y, shape=tensor(op.y).shape)
-    rewriter.replace(op, [layer, made], made.y)
+    rewriter.replace(op, [*new, layer, made], made.y)
     return True
 
 

@@ -112,6 +112,21 @@ def merged_leading(value: Value, kept: int) -> tuple[Value, int] | None:
     return (op.x, lead) if product(before[:lead]) == after[0] else None
 
 
+def merged_both(value: Value) -> core.Reshape | None:
+    """Of a reshape to ``[rows, columns]`` that merges two or more axes into each, the second half.
+
+    It leaves the axes in front apart: ``[T, B, H, D]`` to ``[T, B, H * D]``.
+    """
+    op = value.owner
+    if not isinstance(op, core.Reshape) or tensor(value).rank != 2:
+        return None
+    before, (rows, columns) = tensor(op.x).shape, tensor(value).shape
+    for lead in range(2, len(before) - 1):
+        if product(before[:lead]) == rows and product(before[lead:]) == columns:
+            return core.Reshape(x=op.x, shape=(*before[:lead], columns), scope=op.scope)
+    return None
+
+
 def splits(fine: tuple[Dim, ...], coarse: tuple[Dim, ...]) -> bool:
     """Whether runs of neighbours in ``fine`` multiply to the sizes of ``coarse``, in order."""
     place = 0

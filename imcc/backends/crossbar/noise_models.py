@@ -37,10 +37,16 @@ class _Gaussian(NoiseModel):
         return clipped_moments(self.mean(g), self.deviation(g))
 
 
+UNCLIPPED = 9.0
+"""Deviations from 0 beyond which a normal loses nothing to clipping that a float64 resolves."""
+
+
 def clipped_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of ``max(0, mean + deviation e)``, e a standard normal."""
     m, s = mean.to(torch.float64), deviation.to(torch.float64).clamp_min(1e-300)
     z = m / s
+    if z.numel() and float(z.min()) > UNCLIPPED:
+        return mean, (s**2).to(mean.dtype)
     inside = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
     first = m * inside + s * density
