@@ -7,8 +7,9 @@ import torch
 
 from imcc.cli.main import main
 from imcc.cli.optimizing import microseconds
-from imcc.driver.optimization import OptimizeOptions, optimize_file, pareto
+from imcc.driver.optimization import OptimizeOptions, optimize_file, pareto, reuse_search
 from imcc.driver.resuming import load
+from imcc.frontend.model_file import load_model_file
 from imcc.ir.diagnostics import DiagnosticError
 
 MODEL = """
@@ -159,3 +160,26 @@ def test_pareto():
         for accuracy, edap in ((0.9, 10.0), (0.8, 12.0), (0.85, 5.0), (0.85, 6.0), (0.5, 1.0))
     ]
     assert pareto(points) == {0, 2, 4}
+
+
+def test_each_step_alone(file):
+    held = load_model_file(str(file))
+    search = reuse_search(held, options())
+    full, less = search.latency_us(()), search.latency_us((1,))
+    assert less < full and search.fewest(full) == 0
+    rows = []
+    assert search.fewest(less, rows) == 1 and [row["met"] for row in rows] == [False, True]
+    assert search.candidates(1) == {(2,): "strided, late", (1,): "strided, early"}
+    search.options = options(delay_us=less)
+    found = search.candidates(1)
+    assert found and all(search.latency_us(encoders) <= less for encoders in found)
+    with pytest.raises(DiagnosticError, match="training needs data and a loss"):
+        search.train(search.insert((1,)))
+    search.learn(held)
+    fit, held_out = search._split()
+    assert len(fit) == 5 and len(held_out) == 1
+    trained = search.train(search.insert((1,)), fit, steps=1)
+    assert trained.encoders == (1,) and len(trained.losses) == 1
+    (alone,) = search.rank({(1,): "by hand"})
+    assert alone.placement == "by hand" and len(alone.trained.losses) == 2
+    assert alone.held_out_loss == search.mean_loss(alone.trained, held_out)
