@@ -7,9 +7,9 @@ beta are searched on training images. Rows: ``accuracy`` with converters that lo
 ``curve`` over gamma x sigma, ``cost``, and ``preset`` with the target's own converters.
 
 All variants run on digits at gamma 5, those of :data:`MAIN` at gamma 4 and 3 and on Fashion-MNIST,
-which takes about an hour on one core; ``--full`` runs all variants everywhere, some hours. ``--quick`` is :data:`MAIN` on digits at gamma 5 with
-fewer images and candidates, some minutes. Each row is kept in ``--save`` as it is done, so that a
-run that was stopped goes on.
+which takes about an hour on one core; ``--full`` runs all variants everywhere, some hours.
+``--quick`` is :data:`MAIN` on digits at gamma 5 with fewer images and candidates, some minutes.
+Each row is kept in ``--save`` as it is done, so that a run that was stopped goes on.
 
     python -m benchmarks.kv_clip --json --save out/kv_clip.jsonl
 """
