@@ -7,7 +7,12 @@ of 1 % of g_max on every read (a counter-based generator, one draw for each conv
 ``bitserial_ideal`` does so without programming error, with read noise.
 Rates are samples a second of the process' CPU time, which other load on the machine disturbs less
 than wall time; the runs of the tools alternate and the best of each counts. With one thread the
-two times are the same on a quiet machine.
+two times are the same on a quiet machine. ``--docs`` writes the table of the documentation.
+
+Roofline: a read's column sums are ``products`` times the multiply-accumulates of the float layer
+(one for each pair and all bits at once; one for each bit, slice and sign). ``product_bound`` is the
+rate at which these alone would run as fast as torch's float layers do; ``imcc_without_read_noise``
+leaves out draws, so that its distance from ``imcc`` is what the generator costs.
 
     python -m benchmarks.crossbar_speed --json
 """
@@ -19,6 +24,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.output import Row, main
@@ -28,6 +34,7 @@ STYLES = {
     "bitserial": [],
     "bitserial_ideal": ["device.write_noise.sigma_fraction=0"],
 }
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "crossbar-speed.md"
 NOISE = "one normal for each conversion: hash of a counter, Box and Muller, in the kernel"
 DEIT_S = [(384, 1152), (384, 384), (384, 1536), (1536, 384)]
 TOKENS = 197
@@ -61,8 +68,10 @@ module @m phase("mapped") {{
 """
 
 
-def reader(shape: tuple[int, ...], x: Any, stride: int | None, style: str) -> Callable[[], Any]:
-    """One layer on crossbars, programmed with error: a call reads it with noise."""
+def reader(
+    shape: tuple[int, ...], x: Any, stride: int | None, style: str
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """One layer on crossbars, programmed with error: calls that read it with noise and without."""
     import torch
 
     from imcc.backends.crossbar.dialect import MatrixType, slices_of
@@ -104,14 +113,18 @@ def reader(shape: tuple[int, ...], x: Any, stride: int | None, style: str) -> Ca
         )
     )
     codes = torch.randint(-127, 128, shape, dtype=torch.int8)
-    common = {
+    common: dict[str, Any] = {
         "resources": ResourceStore({"w": codes}),
         "backend": "crossbar",
         "target": target,
         "draws": Draws(0, (0,), tuple(range(len(x)))),
     }
     states = evaluate_function(module.function("deploy"), (), **common).states
-    return lambda: evaluate_function(module.function(), (x,), states=states, **common)
+    quiet = {**common, "draws": None}
+    return (
+        lambda: evaluate_function(module.function(), (x,), states=states, **common),
+        lambda: evaluate_function(module.function(), (x,), states=states, **quiet),
+    )
 
 
 def peer(layer: Any) -> Any:
@@ -146,17 +159,22 @@ def case(network: str, style: str, repeats: int) -> Row:
     torch.manual_seed(0)
     batch = 4 if network == "deit_s_linears" else 32
     calls: dict[str, list[Callable[[], Any]]] = {"float": [], "imcc": []}
+    pairs: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
     plain: list[tuple[Any, Any]] = []
     if network == "deit_s_linears":
         for inputs, outputs in DEIT_S:
             x = torch.randint(0, 256, (batch, TOKENS, inputs)).float()
             plain.append((torch.nn.Linear(inputs, outputs), x))
-            calls["imcc"].append(reader((outputs, inputs), x, None, style))
+            pairs.append(reader((outputs, inputs), x, None, style))
     else:
         for inputs, outputs, stride, size in resnet20():
             x = torch.randint(0, 256, (batch, inputs, size, size)).float()
             plain.append((torch.nn.Conv2d(inputs, outputs, 3, stride, 1), x))
-            calls["imcc"].append(reader((outputs, inputs, 3, 3), x, stride, style))
+            pairs.append(reader((outputs, inputs, 3, 3), x, stride, style))
+    calls["imcc"] = [noisy for noisy, _ in pairs]
+    if style != "bitserial_ideal":
+        # Ideal cells without noise would be read as one integer product.
+        calls["imcc_without_read_noise"] = [quiet for _, quiet in pairs]
     calls["float"] = [lambda layer=layer, x=x: layer(x) for layer, x in plain]
     row: Row = {
         "what": f"{network}_{style}",
@@ -182,7 +200,60 @@ def case(network: str, style: str, repeats: int) -> Row:
     row["imcc_over_float"] = row["imcc"] / row["float"]
     if "aihwkit_lightning" in row:
         row["imcc_over_aihwkit_lightning"] = row["imcc"] / row["aihwkit_lightning"]
+    products = row["conversions"] // conversions(network, "oneshot", batch)
+    row["products"] = products
+    row["product_bound"] = row["float"] / products
+    row["imcc_over_product_bound"] = row["imcc"] / row["product_bound"]
+    if "imcc_without_read_noise" in row:
+        row["share_of_time_for_noise"] = 1 - row["imcc"] / row["imcc_without_read_noise"]
     return row
+
+
+def page(rows: list[Row]) -> str:
+    """The table of the documentation."""
+    lines = [
+        "# Speed of the crossbar simulator",
+        "",
+        "Written by `python -m benchmarks.crossbar_speed --docs`: samples a second of CPU time on",
+        f"{rows[0]['threads']} thread, 128 x 128 arrays, 8-bit inputs and converters, 2 %",
+        "programming error, fresh read noise of 1 % of g_max on every read (one normal for each",
+        "conversion). Rates move with the machine and what else runs on it; ratios carry.",
+        "",
+        "| case | float | imcc | share of float | aihwkit-lightning | over it | no read noise |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        peer, over = row.get("aihwkit_lightning"), row.get("imcc_over_aihwkit_lightning")
+        quiet = row.get("imcc_without_read_noise")
+        cells = [
+            f"{row['float']:.4g}",
+            f"{row['imcc']:.4g}",
+            f"{row['imcc_over_float']:.3f} (1/{1 / row['imcc_over_float']:.0f})",
+            "-" if peer is None else f"{peer:.4g}",
+            "-" if over is None else f"{over:.2f}",
+            "-" if quiet is None else f"{quiet:.4g}",
+        ]
+        lines.append(f"| `{row['what']}` | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "What bounds it: column sums are `products` times the multiply-accumulates of the float",
+        "layer. The bound is the rate of these alone at torch's float speed; a figure above 1 says",
+        "that sums come from lookups that no product would match.",
+        "",
+        "| case | products | bound | imcc over bound | ns a conversion | time that draws take |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        share = row.get("share_of_time_for_noise")
+        cells = [
+            str(row["products"]),
+            f"{row['product_bound']:.4g}",
+            f"{row['imcc_over_product_bound']:.2f}",
+            f"{row['imcc_ns_per_conversion']:.2f}",
+            "-" if share is None else f"{100 * share:.0f} %",
+        ]
+        lines.append(f"| `{row['what']}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
@@ -193,15 +264,19 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
     numba.set_num_threads(options.threads)
     repeats = 1 if options.quick else 3
-    return [
+    rows = [
         case(network, style, repeats)
         for style in STYLES
         for network in ("resnet20", "deit_s_linears")
     ]
+    if options.docs:
+        PAGE.write_text(page(rows))
+    return rows
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch and numba alike")
+    parser.add_argument("--docs", action="store_true", help=f"write {PAGE.name}")
 
 
 if __name__ == "__main__":

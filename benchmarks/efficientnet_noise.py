@@ -2,12 +2,12 @@
 
 Images: one for each ImageNet class (``imagenet-sample-images`` under ``IMCC_DATA``). A seeded draw
 takes 32 of them to calibrate ranges and converters; the others are evaluated. ``float`` is the
-captured program, ``int8`` the integer program before it is mapped (8-bit weights and activations),
-``crossbar`` the preset `rram`, whose inputs come bit by bit and whose 8-bit converters have
-calibrated ranges: without noise and with write noise of 1, 2 and 5 % of the range of conductances
-beside the preset's read noise. ``oneshot`` is the same with 8 input bits applied at once to 7-bit
-cells in pairs. Each batch is kept in ``--save`` as it is done, so that a run that was stopped goes
-on. Draws are keyed by the number of the image, so that they do not depend on the batches.
+captured program, ``int8`` the integer program before it is mapped (8-bit weights and activations).
+``oneshot`` is the preset `rram` with 8 input bits applied at once to 7-bit cells in pairs, whose
+differences are converted with 8 bits; ``bitserial`` is `rram` as it is, bit by bit on 2-bit cells.
+Both have calibrated ranges; a noise level is the deviation of each write and of each read of a
+cell, as a fraction of g_max. Each batch is kept in ``--save`` as it is done, so that a run that was
+stopped goes on. Draws are keyed by the number of the image: they do not depend on batches.
 
     python -m benchmarks.efficientnet_noise --json --save out/efficientnet.jsonl
 """
@@ -28,32 +28,12 @@ from typing import Any
 
 from benchmarks.output import Row, main
 
-ONESHOT = ["dac.bits=8", "array.cell_bits=7", 'adc.converts="pair"']
-LEVELS = (0.01, 0.02, 0.05)
-CALIBRATION = 32
-CASES: dict[str, tuple[str, list[str] | None, bool]] = {
-    "float": ("all", None, False),
-    "int8": ("all", [], False),
-    "rram, no noise": ("some", [], False),
-    **{
-        f"rram, write noise {level:g}": (
-            "some",
-            [f"device.write_noise.sigma_fraction={level}"],
-            True,
-        )
-        for level in LEVELS
-    },
-    "oneshot, no noise": ("more", ONESHOT, False),
-    **{
-        f"oneshot, write noise {level:g}": (
-            "more",
-            [*ONESHOT, f"device.write_noise.sigma_fraction={level}"],
-            True,
-        )
-        for level in LEVELS
-    },
+MAPPINGS = {
+    "oneshot": ["dac.bits=8", "array.cell_bits=7", 'adc.converts="pair"'],
+    "bitserial": [],
 }
-"""How many images, what differs from `rram` (None: not quantised), whether noise is drawn."""
+LEVELS = (0.002, 0.005, 0.01)
+CALIBRATION = 32
 
 
 def folder() -> Path | None:
@@ -103,8 +83,8 @@ def captured() -> Any:
 
 
 @cache
-def compiled(case: str) -> Any:
-    """What runs a case: outputs of a batch whose first image has a number."""
+def compiled(mapping: str) -> tuple[Any, Any]:
+    """The program and its weights: mapped with a mapping, or for ``int8`` not mapped."""
     from imcc.backends.api import find_backend
     from imcc.backends.targets import find_target
     from imcc.passes.infrastructure import (
@@ -114,14 +94,11 @@ def compiled(case: str) -> Any:
         passes_until,
         run_pipeline,
     )
-    from imcc.runtime.executor import Executor
 
-    _, changes, noisy = CASES[case]
     held = captured()
-    if changes is None:
-        plain = Executor(held.module, held.resources)
-        return lambda x, first: plain.run([x], noisy=False)[0][0]
-    target = find_target("rram", changes)
+    if mapping == "float":
+        return held.module, held.resources
+    target = find_target("rram", MAPPINGS.get(mapping, []))
     backend = find_backend(target.backend)
     module = held.module.clone()
     context = PassContext(
@@ -132,19 +109,31 @@ def compiled(case: str) -> Any:
         legality=backend.legal,
     )
     begin(module, context)
-    phase = "optimized" if case == "int8" else "mapped"
+    phase = "optimized" if mapping == "int8" else "mapped"
     run_pipeline(module, passes_until(parse_pipeline(backend.pipeline(target)), phase), context)
-    if case == "int8":
-        made = Executor(module, context.weights())
-    else:
-        made = Executor(module, context.weights(), target, backend)
-    return lambda x, first: made.run([x], noisy=noisy, first_sample=first)[0][0]
+    return module, context.weights()
 
 
-def right(case: str, start: int, stop: int) -> list[bool]:
+@cache
+def executor(mapping: str, level: float) -> Any:
+    """What runs a mapping; noise plays no part in how it is calibrated."""
+    from imcc.backends.api import find_backend
+    from imcc.backends.targets import find_target
+    from imcc.runtime.executor import Executor
+
+    module, weights = compiled(mapping)
+    if mapping not in MAPPINGS:
+        return Executor(module, weights)
+    noise = [f"device.{kind}_noise.sigma_fraction={level}" for kind in ("write", "read")]
+    target = find_target("rram", [*MAPPINGS[mapping], *noise])
+    return Executor(module, weights, target, find_backend(target.backend))
+
+
+def right(mapping: str, level: float, start: int, stop: int) -> list[bool]:
     """Whether each image from ``start`` to ``stop`` is classified right."""
     classes = split()[1][start:stop]
-    made = compiled(case)(batch_of(classes), start)
+    held = executor(mapping, level)
+    made = held.run([batch_of(classes)], noisy=level > 0, first_sample=start)[0][0]
     return [bool(found == wanted) for found, wanted in zip(made.argmax(-1), classes, strict=True)]
 
 
@@ -164,47 +153,51 @@ def measure(options: argparse.Namespace) -> list[Row]:
     known: dict[str, Any] = {}
     if path is not None and path.exists():
         known = dict(json.loads(line) for line in path.read_text().splitlines())
-    counts = {"all": options.images, "some": options.noisy, "more": options.oneshot}
-    if options.quick:
-        counts = dict.fromkeys(counts, 8)
+    everything = len(split()[1])
+    counts = {"float": everything, "int8": everything}
+    counts |= {"oneshot": options.oneshot, "bitserial": options.bitserial}
     rows: list[Row] = []
-    for case, (many, _, _) in CASES.items():
-        if not any(case.startswith(item) for item in options.only.split(",")):
-            continue
-        found: list[bool] = []
-        began, new = time.process_time(), 0
-        for start in range(0, min(counts[many], len(split()[1])), options.batch):
-            stop = min(start + options.batch, counts[many], len(split()[1]))
-            key = f"{case}: {start} to {stop}"
-            new += 0 if key in known else stop - start
-            found += once(path, known, key, lambda c=case, a=start, b=stop: right(c, a, b))
-        if not found:
-            continue
-        share = sum(found) / len(found)
-        row: Row = {
-            "what": case,
-            "top1": share,
-            "deviation": math.sqrt(share * (1 - share) / len(found)),
-            "images": len(found),
-        }
-        if "float: 0 to" in " ".join(known):
-            base = [
-                item for key, made in known.items() if key.startswith("float:") for item in made
-            ]
-            row["float_on_the_same"] = sum(base[: len(found)]) / len(found)
-        if new:
-            seconds = time.process_time() - began
-            sys.stderr.write(f"{case}: {seconds:.1f} s for {new} images, {share:.4f}\n")
-        rows.append(row)
+    for mapping, wanted in counts.items():
+        levels = (0.0, *options.levels) if mapping in MAPPINGS else (0.0,)
+        for level in levels if mapping in options.only.split(",") else ():
+            count = min(8 if options.quick else wanted, everything)
+            found: list[bool] = []
+            began, new = time.process_time(), 0
+            for start in range(0, count, options.batch):
+                stop = min(start + options.batch, count)
+                key = f"{mapping} {level:g}: {start} to {stop}"
+                new += 0 if key in known else stop - start
+                found += once(
+                    path, known, key, lambda m=mapping, v=level, a=start, b=stop: right(m, v, a, b)
+                )
+            if not found:
+                continue
+            share = sum(found) / len(found)
+            row: Row = {
+                "what": mapping,
+                "noise": level,
+                "top1": share,
+                "deviation": math.sqrt(share * (1 - share) / len(found)),
+                "images": len(found),
+            }
+            base = [item for key, made in known.items() if key.startswith("float") for item in made]
+            if len(base) >= len(found):
+                row["float_on_the_same"] = sum(base[: len(found)]) / len(found)
+            if new:
+                seconds = time.process_time() - began
+                sys.stderr.write(f"{mapping} {level:g}: {seconds:.1f} s, {new} images, {share}\n")
+            rows.append(row)
     return rows
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=968, help="in float and 8 bits")
-    parser.add_argument("--noisy", type=int, default=200, help="bit by bit on crossbars")
-    parser.add_argument("--oneshot", type=int, default=400, help="8 bits at once on crossbars")
+    parser.add_argument("--oneshot", type=int, default=200, help="images, 8 bits at once")
+    parser.add_argument("--bitserial", type=int, default=24, help="images, bit by bit")
+    parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="of noise")
     parser.add_argument("--batch", type=int, default=8, help="images that run together")
-    parser.add_argument("--only", default="float,int8,rram,oneshot", help="cases, by their start")
+    parser.add_argument(
+        "--only", default="float,int8,oneshot,bitserial", help="of these, comma-separated"
+    )
     parser.add_argument("--save", help="JSON lines of finished batches; a run goes on from it")
 
 

@@ -247,7 +247,9 @@ def _unbind(c: Converter, x: Argument, dim: int) -> tuple[Value, ...]:
 
 @aten_rule("cat", "concat")
 def _cat(c: Converter, tensors: Sequence[Argument], dim: int) -> Value:
-    held = [c.value(item) for item in tensors]
+    given = [c.value(item) for item in tensors]
+    # PyTorch passes over empty tensors of one axis, whatever the shapes beside them.
+    held = [value for value in given if tensor(value).shape != (0,)] or given[:1]
     if len(held) == 1:
         return held[0]
     return c.emit(core.Concat(inputs=tuple(held), axis=dim % tensor(held[0]).rank)).y

@@ -228,8 +228,8 @@ def _writing(console: Any, report: dict[str, Any]) -> None:
     console.print(
         plain(
             f"  {held['matrices']} matrices, {held['cells']} cells, each written "
-            f"{held['writes_per_cell']} time an inference with {held['pulses_per_cell']:g} pulses; "
-            f"{lasts}"
+            f"{held['writes_per_cell']:.4g} time an inference with "
+            f"{held['pulses_per_cell']:g} pulses; {lasts}"
         )
     )
 

@@ -78,10 +78,13 @@ class CrossbarBackend(Backend):
 
     def with_transfers(self, op: Op, cost: OpCost, target: Target) -> OpCost:
         """What the op moves over the chip and its pins; see ``traffic.py``."""
+        from imcc.backends.crossbar.cache import with_growth
         from imcc.backends.crossbar.target import CrossbarTarget
         from imcc.backends.crossbar.traffic import with_traffic
 
-        return with_traffic(op, cost, target) if isinstance(target, CrossbarTarget) else cost
+        if not isinstance(target, CrossbarTarget):
+            return cost
+        return with_traffic(op, with_growth(op, cost, target), target)
 
     def op_times(self, op: Op) -> tuple[float, float] | None:
         """What the pass ``schedule`` wrote."""

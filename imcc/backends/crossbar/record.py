@@ -167,7 +167,7 @@ def _interval(
         return latency, "all ops: the next input waits for the last of them"
     busy = {op: BACKEND.op_cost(op, target).busy_ns for op in function.ops}
     held, layers = busy_by_hardware(module, name, busy)
-    pins = sum(off_chip_bits(op) for op in busy) / target.keys.off_chip.bits_per_ns
+    pins = sum(off_chip_bits(op, target) for op in busy) / target.keys.off_chip.bits_per_ns
     slowest = max(held, key=lambda item: held[item], default="")
     if pins > held.get(slowest, 0.0):
         return pins, "the pins"

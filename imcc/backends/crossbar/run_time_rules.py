@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from imcc.backends.crossbar.activity import driven_rows, driven_runs
+from imcc.backends.crossbar.cache import written_growth
 from imcc.backends.crossbar.cost import (
     digit_note,
     digit_ns,
@@ -133,7 +134,8 @@ def _write(op: Write, target: CrossbarTarget, activity: str) -> OpCost:
 
     ``busy = pulses_per_row * pulse width * row steps * column steps * array steps``: row steps are
     the rows in use over ``rows_at_once``, column steps the columns in use over ``columns_at_once``,
-    array steps the crossbars over ``arrays_at_once``. A driver of a row fires at each pulse.
+    array steps the crossbars over ``arrays_at_once``. A driver of a row fires at each pulse. Where
+    cells keep a cache, only what is new is written (``cache.py``).
     """
     missing = unstated(op.matrix, op.matrix.type.shape)  # type: ignore[attr-defined]
     if missing:
@@ -142,24 +144,37 @@ def _write(op: Write, target: CrossbarTarget, activity: str) -> OpCost:
     own = target.dynamic
     tries = own.write_noise.pulses
     pulses = (keys.pulses_per_row or keys.pulses_per_cell) * tries
-    row_steps = math.ceil(held.run_rows / keys.rows_at_once)
+    rows, run, arrays = held.rows, held.run_rows, held.crossbars
+    across = held.column_tiles
     wide = min(held.physical_columns + held.bias_columns, own.keys.array.columns)
+    found = written_growth(op, target)
+    share = 1.0 if found is None else found.share
+    if found is not None and found.axis == -2:
+        # New rows lie in the last run of each matrix.
+        rows, run = held.groups * found.new, min(found.new, run)
+        arrays = held.groups * across * math.ceil(found.new / held.run_rows)
+    elif found is not None:
+        wide = min(math.ceil(wide * share * across), wide)
+        across = math.ceil(across * share)
+        arrays = held.groups * held.row_tiles * across
+    row_steps = math.ceil(run / keys.rows_at_once)
     column_steps = math.ceil(wide / (keys.columns_at_once or wide))
-    array_steps = math.ceil(held.crossbars / (keys.arrays_at_once or held.crossbars))
+    array_steps = math.ceil(arrays / (keys.arrays_at_once or arrays))
     width = own.keys.timing.write_ns
     steps = row_steps * column_steps * array_steps
     return OpCost(
         {
-            f"{target.run_time('cell_write')}.pulse": held.cells * keys.pulses_per_cell * tries,
-            f"{target.run_time('row_driver')}.drive": held.rows
-            * held.column_tiles
-            * column_steps
-            * pulses,
-            "buffer_read.word": words(op.codes, target),
+            f"{target.run_time('cell_write')}.pulse": held.cells
+            * share
+            * keys.pulses_per_cell
+            * tries,
+            f"{target.run_time('row_driver')}.drive": rows * across * column_steps * pulses,
+            "buffer_read.word": math.ceil(words(op.codes, target) * share),
         },
         steps * pulses * width,
         note=f"{row_steps} steps of rows x {column_steps} of columns x {array_steps} of "
-        f"{held.crossbars} crossbars x {pulses:g} pulses x {width:g} ns",
+        f"{arrays} crossbars x {pulses:g} pulses x {width:g} ns"
+        + (f"; {found.new} of {found.total} are new" if found is not None else ""),
     )
 
 

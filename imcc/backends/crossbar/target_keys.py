@@ -254,6 +254,11 @@ class Dynamic(Keys):
         description="products of two activations: by the vector unit, or by crossbars that are "
         "written at run time",
     )
+    cache: Literal["rewrite", "keep"] = Field(
+        default="rewrite",
+        description="keys and values of past tokens that a step of decoding takes as arguments: "
+        "written anew in each call, or kept in the cells, to which the new ones are added",
+    )
     pulses_per_cell: float = Field(
         default=2.0,
         ge=1,

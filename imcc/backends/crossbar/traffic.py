@@ -47,7 +47,7 @@ def with_traffic(op: Op, cost: OpCost, target: CrossbarTarget) -> OpCost:
     times: list[tuple[float, str]] = []
     if HOPS in op.annotations:
         _on_chip(op, target, events, times)
-    bits = off_chip_bits(op)
+    bits = off_chip_bits(op, target)
     if bits:
         events["off_chip.bit"] = bits
         times.append((bits / target.keys.off_chip.bits_per_ns, f"{bits} bits over the pins"))
@@ -64,11 +64,13 @@ def with_traffic(op: Op, cost: OpCost, target: CrossbarTarget) -> OpCost:
     return dataclasses.replace(cost, events=made, busy_ns=busy, free="", note=note)
 
 
-def off_chip_bits(op: Op) -> int:
+def off_chip_bits(op: Op, target: CrossbarTarget) -> int:
     """Bits that an op moves over the pins: arguments that it is first to read, results.
 
+    A cache that the cells keep is there already.
     Raises nothing; 0 for ops outside a function.
     """
+    from imcc.backends.crossbar.cache import kept_in_cells
     from imcc.backends.crossbar.cost import element_bits, elements
 
     function = op.parent
@@ -77,7 +79,7 @@ def off_chip_bits(op: Op) -> int:
     bits = 0
     states = function.value_states()
     for value in dict.fromkeys(op.operands):
-        given = value.owner is None and value not in states
+        given = value.owner is None and value not in states and not kept_in_cells(value, target)
         if isinstance(value.type, TensorType) and given and _first(value) is op:
             bits += elements(value) * element_bits(value)
         if isinstance(op, Program) and isinstance(value.owner, (Constant, Quantize)):
@@ -103,6 +105,7 @@ def _first(value: Value) -> Op | None:
 def _on_chip(
     op: Op, target: CrossbarTarget, events: dict[str, float], times: list[tuple[float, str]]
 ) -> None:
+    from imcc.backends.crossbar.cache import written_growth
     from imcc.backends.crossbar.cost import element_bits, elements
 
     network = target.keys.network
@@ -111,6 +114,8 @@ def _on_chip(
     copies = 1 if held is None else -(-held.column_tiles // target.crossbars_per_tile)
     flit = network.flit_bits
     inside = sum(elements(v) * element_bits(v) for v in op.operands if _moves(v)) * copies
+    found = written_growth(op, target) if isinstance(op, Write) else None
+    inside = math.ceil(inside * (1.0 if found is None else found.share))
     if isinstance(op, (Mvm, ReadMatrix)) and held is not None:
         outside = elements(op.y) * (partial_sum_bits(op, held) + (held.row_tiles - 1).bit_length())
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imcc.backends.crossbar import BACKEND
+from imcc.backends.crossbar.cache import written_growth
 from imcc.backends.crossbar.dialect import ReadMatrix, Write
 from imcc.backends.crossbar.run_time_rules import layout
 from imcc.backends.crossbar.target import CrossbarTarget
@@ -19,8 +20,9 @@ def writing(
 
     ``scopes`` holds a row for each scope of the user's model that writes: the time at work of its
     writes, of the reads of what was written, and of all ops in the scope and below. Every matrix
-    has crossbars of its own, so that a cell is written once in each inference; inputs that follow
-    one another in ``interval_ns`` wear it out after ``endurance_writes`` of them.
+    has crossbars of its own, so that a cell is written once in each inference (of a cache that
+    cells keep, those of the new part; the mean over cells is given); inputs that follow one another
+    in ``interval_ns`` wear cells out after ``endurance_writes`` over that mean.
     """
     ops = [op for op in module.function(name).ops if not op.terminator]
     writes = [op for op in ops if isinstance(op, Write)]
@@ -34,10 +36,16 @@ def writing(
             energy = None if figure is None or energy is None else energy + count * figure
     keys = target.keys.dynamic
     endurance = target.dynamic.keys.device.endurance_writes
+    cells = sum(layout(op).cells for op in writes)
+    shares = {
+        op: 1.0 if (made := written_growth(op, target)) is None else made.share for op in writes
+    }
+    each = sum(layout(op).cells * share for op, share in shares.items()) / cells
+    lasts = None if endurance is None else endurance / each
     return {
         "matrices": sum(layout(op).groups for op in writes),
-        "cells": sum(layout(op).cells for op in writes),
-        "writes_per_cell": 1,
+        "cells": cells,
+        "writes_per_cell": each,
         "pulses_per_cell": keys.pulses_per_cell * target.dynamic.write_noise.pulses,
         "energy_pj": energy,
         "busy_ns": sum(costs[op].busy_ns for op in writes),
@@ -46,8 +54,8 @@ def writing(
             for scope in dict.fromkeys(op.scope for op in writes)
         ],
         "endurance_writes": endurance,
-        "inferences_until_worn": endurance,
-        "seconds_until_worn": None if endurance is None else endurance * interval_ns * 1e-9,
+        "inferences_until_worn": lasts,
+        "seconds_until_worn": None if lasts is None else lasts * interval_ns * 1e-9,
     }
 
 
