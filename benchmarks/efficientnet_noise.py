@@ -34,6 +34,16 @@ MAPPINGS = {
 }
 LEVELS = (0.002, 0.005, 0.01)
 CALIBRATION = 32
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "crossbar-accuracy.md"
+ABOUT = """
+Written by `python -m benchmarks.efficientnet_noise --docs`: top-1 of the published weights on
+`imagenet-sample-images`, one image for each class; 32 of them calibrate and are left out. They seem
+to stem from ImageNet's training set, so that accuracies are optimistic; their differences count.
+`int8` is the integer program (8-bit weights and activations). `oneshot` maps it on 128 x 128 arrays
+of the preset `rram` with 7-bit cells in pairs, 8 input bits at once and 8-bit converters with
+calibrated ranges. Noise is the deviation of each write and of each read of a cell, as a fraction of
+its range for writes and of g_max for reads; one device.
+"""
 
 
 def folder() -> Path | None:
@@ -148,6 +158,32 @@ def once(path: Path | None, known: dict[str, Any], key: str, make: Callable[[], 
     return known[key]
 
 
+def page(rows: list[Row]) -> str:
+    """The table of the documentation."""
+    lines = [
+        "# EfficientNet-Lite0 on noisy crossbars",
+        "",
+        *ABOUT.strip().splitlines(),
+        "",
+        "| program | noise | images | top-1 | deviation | float on the same images |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        base = row.get("float_on_the_same")
+        lines.append(
+            f"| {row['what']} | {row['noise']:g} | {row['images']} | {100 * row['top1']:.1f} % | "
+            f"{100 * row['deviation']:.1f} | {'-' if base is None else f'{100 * base:.1f} %'} |"
+        )
+    lines += [
+        "",
+        "`deviation` is that of a share over so many images. Nothing was trained for the noise:",
+        "[train under noise](../how-to/train-under-noise.md) says how that is done. Depthwise",
+        "convolutions sum nine products each, so that noise of single cells does not average out.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def measure(options: argparse.Namespace) -> list[Row]:
     path = Path(options.save) if options.save else None
     known: dict[str, Any] = {}
@@ -187,6 +223,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 seconds = time.process_time() - began
                 sys.stderr.write(f"{mapping} {level:g}: {seconds:.1f} s, {new} images, {share}\n")
             rows.append(row)
+    if options.docs:
+        PAGE.write_text(page(rows))
     return rows
 
 
@@ -198,6 +236,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", default="float,int8,oneshot,bitserial", help="of these, comma-separated"
     )
+    parser.add_argument("--docs", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--save", help="JSON lines of finished batches; a run goes on from it")
 
 

@@ -3,7 +3,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imcc.backends.targets import find_target, list_targets, write_toml
@@ -133,6 +133,7 @@ TABLES = st.dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TABLES)
 def test_toml_writer_round_trip(data):
     assert tomllib.loads(write_toml(data)) == data
