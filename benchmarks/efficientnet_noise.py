@@ -234,7 +234,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="of noise")
     parser.add_argument("--batch", type=int, default=8, help="images that run together")
     parser.add_argument(
-        "--only", default="float,int8,oneshot,bitserial", help="of these, comma-separated"
+        "--only", default="float,int8,oneshot", help="of these and bitserial, which is slow"
     )
     parser.add_argument("--docs", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--save", help="JSON lines of finished batches; a run goes on from it")

@@ -1,6 +1,10 @@
 """The CPU kernel against the torch form, and the generator's moments and tails."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +103,33 @@ def test_numbers_do_not_depend_on_batching_or_trials_run_together():
         for part in (range(5), range(5, 12)):
             again = product(overrides, part, trials=(trial,), x=x)
             assert torch.equal(whole[trial, part.start : part.stop], again[0])
+
+
+THREADS = """
+import sys
+import torch
+import numba
+from test_crossbar_kernels import product
+numba.set_num_threads(int(sys.argv[1]))
+# Columns that lie beside one another, and cells of differing noise, whose positions do.
+rows = product([], range(150), n=20)
+positions = product(['device.read_noise.model="proportional_read"'], range(40), n=5)
+torch.save((rows, positions), sys.argv[2])
+"""
+
+
+def test_numbers_do_not_depend_on_threads(tmp_path):
+    files = [tmp_path / f"{count}.pt" for count in (1, 3)]
+    for count, file in zip((1, 3), files, strict=True):
+        subprocess.run(
+            [sys.executable, "-c", THREADS, str(count), str(file)],
+            check=True,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "NUMBA_NUM_THREADS": "3"},
+        )
+    one, three = (torch.load(file) for file in files)
+    assert all(torch.equal(left, right) for left, right in zip(one, three, strict=True))
+    assert all(len(part.unique()) > 20 for part in one)
 
 
 def test_generator_moments_and_tails():
