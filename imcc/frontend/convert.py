@@ -412,8 +412,11 @@ class Converter:
         base = target_name(node).removeprefix("aten.")
         if first is not None and base in SAME_VALUE:
             return first
+        # What a constant without data goes into has none either.
+        bare = any(item.tensor.is_meta for item in inputs)
         args, kwargs = fx.node.map_arg(
-            (node.args, dict(node.kwargs)), lambda item: held[item].tensor
+            (node.args, dict(node.kwargs)),
+            lambda item: held[item].tensor.to("meta") if bare else held[item].tensor,
         )
         if base in ("view", "_unsafe_view"):
             # A constant may lie otherwise in memory here than in the traced graph.

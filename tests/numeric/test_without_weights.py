@@ -45,3 +45,39 @@ def test_cost_without_weights():
     assert made.module.sizes == {"S": 12}
     with pytest.raises(DiagnosticError, match="has no data"):
         made(torch.zeros(1, 12, dtype=torch.long))
+
+
+class Step(nn.Module):
+    """One token behind a cache; its position is a constant that has no data on the meta device."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, token, keys, values):
+        import transformers
+
+        cache = transformers.DynamicCache()
+        cache.update(keys, values, 0)
+        place = torch.full((1, 1), keys.shape[2], device=token.device)
+        return self.model(
+            token[:, None], past_key_values=cache, position_ids=place, use_cache=False
+        ).logits
+
+
+def test_a_step_of_decoding_without_weights():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    with torch.device("meta"):
+        network = Step(transformers.LlamaForCausalLM(config)).eval()
+        cache, token = torch.zeros(1, 2, 15, 8), torch.zeros(1, dtype=torch.long)
+    made = imcc.compile(network, (token, cache, cache), target="rram", passes=PASSES)
+    assert made.report()["energy_pj"] > 0
+    assert "2x15x8" in made.report()["entry_points"]["inference"]["provenance"]["inference"]
