@@ -229,7 +229,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--oneshot", type=int, default=200, help="images, 8 bits at once")
+    parser.add_argument("--oneshot", type=int, default=400, help="images, 8 bits at once")
     parser.add_argument("--bitserial", type=int, default=24, help="images, bit by bit")
     parser.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="of noise")
     parser.add_argument("--batch", type=int, default=8, help="images that run together")
