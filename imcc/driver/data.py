@@ -47,6 +47,8 @@ def calibration_batches(given: Any) -> list[CallInputs]:
         raise _bad("calibration_data() returned nothing")
     for number, batch in enumerate(batches):
         for value in pytree.tree_leaves(batch):
+            if isinstance(value, Tensor) and value.numel() == 0:
+                raise _bad(f"calibration batch {number} is empty: a tensor of {list(value.shape)}")
             floating = isinstance(value, Tensor) and value.is_floating_point()
             if floating and not bool(torch.isfinite(value).all()):
                 raise _bad(f"calibration batch {number} holds values that are not finite")

@@ -109,7 +109,8 @@ def target_with_table(folder, text, overrides=()):
 
 
 def test_csv_is_read_into_the_target(tmp_path):
-    text = "state, mean,deviation,time\n0.1,0.11,0.01,0\n1.0,0.95,0.05,0\n"
+    # The mark in front is what spreadsheets save.
+    text = "\ufeffstate, mean,deviation,time\n0.1,0.11,0.01,0\n1.0,0.95,0.05,0\n"
     target = target_with_table(tmp_path, text)
     assert target.data["device"]["write_noise"]["rows"] == [
         [0.1, 0.11, 0.01, 0],
@@ -132,7 +133,8 @@ def test_csv_is_read_into_the_target(tmp_path):
         ("state,mean,deviation,time\n1,1,x,0\n", ["not four numbers", "microsiemens"]),
         ("state,mean,deviation,time\n1,1,-1,0\n", ["none negative"]),
         ("state,mean,deviation,time\n1,1,0,0\n1,2,0,0\n", ["twice"]),
-        ("state,mean,deviation,time\n", ["write_noise.rows"]),
+        ("state,mean,deviation,time\n1,1,nan,0\n", ["cells.csv:2", "not four numbers"]),
+        ("state,mean,deviation,time\n", ["cells.csv", "no row"]),
     ],
 )
 def test_bad_csv_is_refused(tmp_path, text, words):

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from torch.utils import _pytree as pytree
 
 from imcc.cli.main import cli
+from imcc.driver.data import calibration_batches
 from imcc.driver.signature import Signature
 from imcc.driver.test_set import MetricTestSet, TextTestSet, tokenize
 from imcc.ir.diagnostics import DiagnosticError
@@ -108,3 +109,9 @@ def test_eval_prints_the_three_numbers(request, tmp_path):
     text.write_text("a few words")
     made = CliRunner().invoke(cli, ["eval", model, "--perplexity", str(text)])
     assert made.exit_code == 1 and "def tokenizer()" in str(made.exception)
+
+
+def test_an_empty_calibration_batch_is_named():
+    batches = [(torch.zeros(2, 3),), (torch.zeros(0, 3),)]
+    with pytest.raises(DiagnosticError, match=r"batch 1 is empty: a tensor of \[0, 3\]"):
+        calibration_batches(batches)

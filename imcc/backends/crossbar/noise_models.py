@@ -384,7 +384,8 @@ class TableKeys(NoiseKeys):
 def read_table(path: Path) -> list[list[float]]:
     """Rows ``[state, mean, deviation, time]`` of a CSV file; raises ``BAD_TARGET``."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # Spreadsheets put a byte order mark in front.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             names = [name.strip() for name in reader.fieldnames or ()]
             for wanted in TABLE_COLUMNS:
@@ -400,7 +401,10 @@ def read_table(path: Path) -> list[list[float]]:
             rows: list[list[float]] = []
             for row in reader:
                 try:
-                    rows.append([float(row[name]) for name in TABLE_COLUMNS])
+                    made = [float(row[name]) for name in TABLE_COLUMNS]
+                    if not all(map(math.isfinite, made)):
+                        raise ValueError
+                    rows.append(made)
                 except (TypeError, ValueError):
                     raise error(
                         codes.BAD_TARGET,
@@ -409,7 +413,13 @@ def read_table(path: Path) -> list[list[float]]:
                         help="conductances in microsiemens, times in seconds",
                     ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as wrong:
-        raise error(codes.BAD_TARGET, f"{path} cannot be read: {wrong}") from None
+        raise error(
+            codes.BAD_TARGET,
+            f"{path} cannot be read: {wrong}",
+            help="save the table as CSV in UTF-8",
+        ) from None
+    if not rows:
+        raise error(codes.BAD_TARGET, f"{path} names its columns but has no row")
     return rows
 
 
