@@ -20,15 +20,13 @@ Both parts are the default. ``--quick`` is a minute of both.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import Row, main
+from benchmarks.output import Row, SavedRows, main
 
 MODEL = "examples/vit_digits/model.py"
 ENCODERS = 12
@@ -279,21 +277,23 @@ def accuracy(options: argparse.Namespace) -> list[Row]:
     search = reuse_search(held, found)
     search.learn(held)
     untouched = Trained((), search.start.module, search.start.resources)
-    saved = Saved(options.save)
+    saved = SavedRows(options.save)
+    settings = {key: value for key, value in vars(options).items() if key not in PLACES}
 
     def point(name: str, trained: Callable[[], Trained]) -> Row:
         def make() -> Row:
             made = trained()
             return point_of(name, made, search.compile(made))
 
-        return saved.row(name, make)
+        return {"name": name, **saved.row({"name": name, **settings}, make)}
 
     def rank(count: int) -> Row:
         def make() -> Row:
             ranked = search.rank(search.candidates(count))
             return {"reuse": count, "placements": [item.to_json() for item in ranked]}
 
-        return saved.row(f"ranking of {count}", make)
+        name = f"ranking of {count}"
+        return {"name": name, **saved.row({"name": name, **settings}, make)}
 
     def best(encoders: list[int]) -> Trained:
         return search.train(search.insert(tuple(encoders)))
@@ -318,27 +318,8 @@ def accuracy(options: argparse.Namespace) -> list[Row]:
     )
 
 
-class Saved:
-    """Rows by name in a file of JSON lines, so that a run that was stopped goes on."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {}
-        if path is not None and path.exists():
-            lines = path.read_text().splitlines()
-            self.rows = {row["name"]: row for row in map(json.loads, lines)}
-
-    def row(self, name: str, make: Callable[[], Row]) -> Row:
-        """The row of a name, made and kept if it is not there."""
-        if name not in self.rows:
-            began = time.process_time()
-            self.rows[name] = {**make(), "name": name}
-            self.rows[name]["cpu_s"] = time.process_time() - began
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
-                    file.write(json.dumps(self.rows[name]) + "\n")
-        return dict(self.rows[name])
+PLACES = ("json", "quick", "part", "counts", "save", "checkpoints")
+"""Options that choose points, or say where they are kept; the others settle what a point is."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,15 +17,13 @@ Each row is kept in ``--save`` as it is done, so that a run that was stopped goe
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from benchmarks.output import Row, main
+from benchmarks.output import Row, SavedRows, main
 
 SEARCHED_GAIN = 'kv-clip{scale="stretch" objective="kl" search_gain=true}'
 VARIANTS: dict[str, str] = {
@@ -421,8 +419,6 @@ def wanted(options: Any) -> Iterator[tuple[dict[str, Any], Callable[[], Row]]]:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    import sys
-    import time
 
     if options.quick:
         options.models, options.gammas = "digits", "5"
@@ -431,27 +427,13 @@ def measure(options: argparse.Namespace) -> list[Row]:
     for item in filter(None, options.sigmas.split(",")):
         name, mapping, value = item.split(":")
         KNOWN[name, mapping] = float(value)
-    path = Path(options.save) if options.save else None
-    known: dict[str, Row] = {}
-    if path is not None and path.exists():
-        for line in path.read_text().splitlines():
-            held = json.loads(line)
-            known[json.dumps(held["key"], sort_keys=True)] = held["row"]
+    saved = SavedRows(options.save)
     rows: list[Row] = []
     for key, make in wanted(options):
         if options.only and key["what"] not in options.only.split(","):
             continue
         stamp = {**key, "trials": options.trials, "images": options.images}
-        text = json.dumps({**stamp, "search": options.search}, sort_keys=True)
-        if text not in known:
-            start = time.process_time()
-            known[text] = make()
-            sys.stderr.write(f"{time.process_time() - start:.1f} s {known[text]}\n")
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps({"key": json.loads(text), "row": known[text]}) + "\n")
-        rows.append(known[text])
+        rows.append(saved.row({**stamp, "search": options.search}, make))
     return rows
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ class SavedRows:
     """Finished rows as JSON lines in a file, so that a run that was stopped goes on.
 
     A row is found again by ``key``: everything that it depends on. A row that says that it
-    ``failed`` is tried again. Without a path nothing is kept.
+    ``failed`` is tried again. Without a path nothing is kept. ``cpu_s`` is added: CPU seconds.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path else None
         self.known: dict[str, Row] = {}
         if self.path is not None and self.path.exists():
@@ -32,7 +33,9 @@ class SavedRows:
         """The row of ``key``, made now if it is not known, and shown on the error stream."""
         text = json.dumps(key, sort_keys=True)
         if text not in self.known:
+            start = time.process_time()
             self.known[text] = made = make()
+            made["cpu_s"] = time.process_time() - start
             sys.stderr.write(f"{json.dumps(made, default=str)}\n")
             sys.stderr.flush()
             if self.path is not None and "failed" not in made:
