@@ -71,7 +71,9 @@ def component_of(event: str) -> str:
 
 def without_energy(layers: Iterable[LayerEvents], target: FigureSource) -> list[str]:
     """Lines for components that have events and no energy figure, sorted."""
-    found = {component_of(event) for layer in layers for event in layer.events}
+    found = {
+        component_of(event) for layer in layers for event, count in layer.events.items() if count
+    }
     return [
         f"energy of component {item}" for item in sorted(found) if target.energy_pj(item) is None
     ]
@@ -95,13 +97,14 @@ def component_records(
     for name in target.components():
         if name not in counts and name not in events:
             continue
-        known = target.energy_pj(name) is not None
+        # A component without a figure takes nothing where nothing happens in it.
+        known = target.energy_pj(name) is not None or not any(events[name].values())
         made[name] = {
             "energy_pj": sum(item.get(name, 0.0) for item in spent) if known else None,
             "leakage_pj": leakage.get(name),
             "area_um2": areas.get(name),
             "instances": counts.get(name),
-            "events": dict(events.get(name, {})),
+            "events": dict(events[name]),
             "figures": target.figures(name),
         }
     return made

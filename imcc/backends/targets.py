@@ -81,23 +81,30 @@ def find_target(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Targ
     path = _presets().get(text)
     if path is None:
         given = Path(text)
-        if given.suffix != ".toml" and not given.is_file():
+        if given.suffix != ".toml" and not _is_file(given):
             raise error(
                 codes.UNKNOWN_TARGET,
-                f"unknown target {text!r}",
+                f"unknown target {_short(repr(text))}",
                 suggestions=nearest(text, _presets()),
                 help=f"installed targets: {', '.join(sorted(_presets()))}; a path to a .toml file "
                 "works too",
             )
-        if not given.is_file():
+        if not _is_file(given):
             raise error(
                 codes.UNKNOWN_TARGET,
-                f"there is no target file {text}",
+                f"there is no target file {_short(text)}",
                 suggestions=nearest(given.stem, _presets()),
                 help="`imcc targets` lists the installed ones",
             )
         path = given
     return load_target(path.stem, _read_whole(path), str(path), overrides)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False  # no file can have a name of that length
 
 
 def load_target(

@@ -219,7 +219,7 @@ def eval_command(
     if as_json:
         _print_json(report)
     else:
-        from imcc.report.tables import print_accuracy
+        from imcc.report.overview import print_accuracy
 
         print_accuracy(report, sys.stdout)
 
@@ -648,7 +648,7 @@ def _show_report(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(report)
         return
-    from imcc.report.tables import print_report
+    from imcc.report.overview import print_report
 
     print_report(report, sys.stdout)
 

@@ -56,7 +56,7 @@ def report(
     elif as_json:
         _print_json(made.report())
     elif trace is None:
-        from imcc.report.tables import print_report
+        from imcc.report.overview import print_report
 
         print_report(made.report(), sys.stdout)
 

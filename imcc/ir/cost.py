@@ -209,6 +209,7 @@ class CostRecord:
             "latency_ns": self.latency_ns,
             "area_um2": self.area_um2,
             "leakage_pj": self.leakage_pj,
+            "interval_ns": self.latency_ns if self.interval_ns is None else self.interval_ns,
             "resources": dict(self.resources),
             "components": {name: dict(data) for name, data in self.components.items()},
             "layers": [layer.to_json() for layer in self.layers],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from imcc.backends.api import find_backend
 from imcc.driver.compiled import CompiledModel
 from imcc.report.costs import op_entries
-from imcc.report.tables import console_of, plain, quantity, share, table_of
+from imcc.report.tables import console_of, percent, plain, quantity, share, table_of
 
 Rows = list[dict[str, Any]]
 
@@ -33,7 +33,7 @@ def by_layer(compiled: CompiledModel, entry: str) -> Rows:
 
 
 def by_component(compiled: CompiledModel, entry: str) -> Rows:
-    """Components: energy, share of it, events, area, instances, source."""
+    """Components: energy of events, leakage, share of both, events, area, instances, source."""
     made = []
     point = compiled.report_data["entry_points"][entry]
     for name, held in point["components"].items():
@@ -43,7 +43,8 @@ def by_component(compiled: CompiledModel, entry: str) -> Rows:
             {
                 "component": name,
                 "energy_pj": held.get("energy_pj"),
-                "share": share(held.get("energy_pj"), point["energy_pj"]),
+                "leakage_pj": held.get("leakage_pj"),
+                "share": share(_spent(held), point["energy_pj"]),
                 "events": sum((held.get("events") or {}).values()),
                 "area_um2": held.get("area_um2"),
                 "instances": held.get("instances"),
@@ -51,6 +52,12 @@ def by_component(compiled: CompiledModel, entry: str) -> Rows:
             }
         )
     return made
+
+
+def _spent(held: Mapping[str, Any]) -> float | None:
+    """Energy of a component's events and its leakage, as far as they are known."""
+    known = [value for key in ("energy_pj", "leakage_pj") if (value := held.get(key)) is not None]
+    return sum(known) if known else None
 
 
 def by_tile(compiled: CompiledModel, entry: str) -> Rows:
@@ -162,7 +169,7 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key == "share":
-        return f"{100 * value:.1f} %"
+        return percent(value)
     if key == "seconds":
         return quantity(1e9 * value, "ns")
     if isinstance(value, (int, float)):

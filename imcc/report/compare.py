@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import IO, Any
 
+from imcc.report.cost_tables import listed, without_area, without_energy, without_leakage
 from imcc.report.tables import console_of, plain, quantity, share, table_of
 
 QUANTITIES = (("energy_pj", "pJ"), ("latency_ns", "ns"), ("area_um2", "um2"))
@@ -63,8 +64,13 @@ def _notes(sides: tuple[dict[str, Any], ...], main: list[dict[str, Any]]) -> lis
         made.append(f"the models differ: {names[0]} and {names[1]}")
     for report, record in zip(sides, main, strict=True):
         target = report["targets"][0]["name"]
-        if record["unknown"]:
-            made.append(f"{target}: {len(record['unknown'])} costs are not known and not in totals")
+        for what, names in (
+            ("energy", without_energy(record)),
+            ("leakage", without_leakage(record)),
+            ("area", without_area(record)),
+        ):
+            if names:
+                made.append(f"{target}: {what} is without that of {listed(names)}")
         left_out = record["provenance"].get("not_modelled")
         if left_out:
             made.append(f"{target}: not modelled: {', '.join(map(str, left_out))}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import IO, Any
 
-from imcc.report.tables import console_of, plain, quantity, table_of
+from imcc.report.cost_tables import listed, without_energy
+from imcc.report.tables import console_of, plain, print_line, quantity, table_of
 
 
 def print_optimization(report: dict[str, Any], file: IO[str]) -> None:
@@ -38,11 +39,9 @@ def print_optimization(report: dict[str, Any], file: IO[str]) -> None:
             "yes" if point["pareto"] else "",
         )
     console.print(table)
-    unknown = report["entry_points"]["inference"]["unknown"]
+    unknown = without_energy(report["entry_points"]["inference"])
     if unknown:
-        console.print(
-            f"{len(unknown)} costs are not known and in no number above, see --json", style="dim"
-        )
+        print_line(console, f"no number above has the energy of {listed(unknown)}")
 
 
 def _predictions(console: Any, found: dict[str, Any]) -> None:

@@ -73,6 +73,7 @@ class _EntryPoint(_Part):
     latency_ns: float
     area_um2: float
     leakage_pj: float = 0.0
+    interval_ns: float | None = None
     layers: list[_Layer]
     components: dict[str, _Component]
     unknown: list[str]

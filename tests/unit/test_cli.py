@@ -11,7 +11,7 @@ import pytest
 from imcc._version import __version__
 from imcc.cli import listing
 from imcc.cli.main import cli, main
-from imcc.report import dot, tables
+from imcc.report import dot, overview
 
 PROGRAM = """// imc 1
 module @m phase("captured") {
@@ -155,7 +155,7 @@ def test_names_in_tables_are_no_markup_and_steer_no_terminal(model, tmp_path, ca
     report["model"]["name"] = "[/bold] \x1b[2J"
     report["entry_points"]["inference"]["layers"][0]["name"] = "heads[0][/x]"
     shown = io.StringIO()
-    tables.print_report(report, shown)
+    overview.print_report(report, shown)
     assert "[/bold] ?[2J on rram" in shown.getvalue()
     assert "heads[0][/x]" in shown.getvalue() and "\x1b" not in shown.getvalue()
 

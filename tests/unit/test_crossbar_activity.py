@@ -14,7 +14,7 @@ from imcc.ir import parse_module
 from imcc.ir.diagnostics import DiagnosticError
 from imcc.ir.semantics.resources import ResourceStore
 from imcc.passes.infrastructure import PassContext, parse_pipeline, run_pipeline
-from imcc.report.tables import print_report
+from imcc.report.overview import print_report
 
 PROFILED = ("activity.source=profiled",)
 SPIKING = """// imc 1

@@ -10,7 +10,7 @@ import imcc
 from imcc.backends.crossbar.spikesim import Layer, closed_form, cycle_energy_pj, pe_counts
 from imcc.backends.targets import find_target
 from imcc.ir.diagnostics import DiagnosticError
-from imcc.report.tables import print_report
+from imcc.report.overview import print_report
 
 CHANNELS = (3, 64, 64, 128, 128, 256, 256)
 OUTPUTS = (64, 64, 128, 128, 256, 256, 256)

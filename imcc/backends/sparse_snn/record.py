@@ -145,7 +145,7 @@ def cost_record(
             "published": target.keys.published.model_dump() if target.keys.published else None,
             "layers_share_area": True,
             "not_modelled": list(NOT_MODELLED),
-            "area_unknown": sorted(set(target.components()) - set(areas)),
+            "area_unknown": sorted(set(counts) - set(areas)),
         },
         unknown=tuple(unknown),
     )
