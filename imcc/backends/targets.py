@@ -111,9 +111,23 @@ def load_target(
     name: str, data: dict[str, Any], origin: str, overrides: Sequence[str] = ()
 ) -> Target:
     """Validate target data by the backend that it names; see :func:`find_target`."""
-    data = copy.deepcopy(data)
-    for item in overrides:
-        _override(data, item)
+    changed = copy.deepcopy(data)
+    # A component of the library is taken as a whole; what else is set for it comes after.
+    for item in sorted(overrides, key=lambda item: not _setting_key(item).endswith(".library")):
+        _override(changed, item)
+    while True:
+        try:
+            return _loaded(name, changed, origin)
+        except DiagnosticError as wrong:
+            if not overrides:
+                raise
+            if _without_replaced(changed, wrong.diagnostics, overrides):
+                continue
+            blamed = _blamed(wrong.diagnostics, overrides, name, data, origin)
+            raise DiagnosticError(blamed) from None
+
+
+def _loaded(name: str, data: dict[str, Any], origin: str) -> Target:
     backend = data.get("backend")
     if not isinstance(backend, str):
         raise error(
@@ -123,24 +137,88 @@ def load_target(
             text=Location(origin, 1),
             help='add the line backend = "crossbar"',
         )
+    return find_backend(backend).load_target(name, data, origin)
+
+
+def _setting_key(setting: str) -> str:
+    return ".".join(part.strip() for part in setting.partition("=")[0].split("."))
+
+
+_FAULTY_KEY = re.compile(r"(unknown )?key (\S+?)(?=:|$| is missing)( is missing)?")
+
+
+def _without_replaced(
+    data: dict[str, Any], faults: Sequence[Diagnostic], overrides: Sequence[str]
+) -> bool:
+    """Take out what the file says for a model that a setting replaces; whether there was any."""
+    keys = {_setting_key(item) for item in overrides}
+    found = False
+    for item in faults:
+        place = _FAULTY_KEY.search(item.message)
+        if place is None or not place[1]:
+            continue
+        table, _, last = place[2].rpartition(".")
+        if f"{table}.model" in keys and place[2] not in keys:
+            held: Any = data
+            for part in table.split("."):
+                held = held.get(part) if isinstance(held, dict) else None
+            if isinstance(held, dict):
+                found |= held.pop(last, None) is not None
+    return found
+
+
+def _blamed(
+    faults: Sequence[Diagnostic],
+    overrides: Sequence[str],
+    name: str,
+    data: dict[str, Any],
+    origin: str,
+) -> list[Diagnostic]:
+    """A fault of keys that were set for this run is that of the settings, not of the file.
+
+    A fault that names no such key is theirs as well where the file alone has none.
+    """
     try:
-        return find_backend(backend).load_target(name, data, origin)
-    except DiagnosticError as wrong:
-        raise DiagnosticError(
-            [_blamed(item, origin, overrides) for item in wrong.diagnostics]
-        ) from None
+        _loaded(name, copy.deepcopy(data), origin)
+        unnamed: Sequence[str] = overrides
+    except DiagnosticError:
+        unnamed = ()
+    made = []
+    for item in faults:
+        said = item.message.removeprefix(f"{origin}: ")
+        named = [setting for setting in overrides if _concerns(_setting_key(setting), said)]
+        settings = named or unnamed
+        if settings:
+            shown = ", ".join(_short(repr(setting)) for setting in dict.fromkeys(settings))
+            what = "setting" if len(settings) == 1 else "settings"
+            item = item.at(message=f"{what} {shown}: {said}")
+            if item.text is not None and item.text.file == origin:
+                item = item.at(text=None, window="")
+        made.append(item)
+    return made
 
 
-def _blamed(item: Diagnostic, origin: str, overrides: Sequence[str]) -> Diagnostic:
-    """A fault of a key that was set for this run is that setting's, not the file's."""
-    for setting in reversed(overrides):
-        key = ".".join(part.strip() for part in setting.partition("=")[0].split("."))
-        if item.message.startswith(f"{origin}: ") and re.search(
-            rf"\bkey {re.escape(key)}(?![\w.])", item.message
-        ):
-            said = item.message.removeprefix(f"{origin}: ")
-            return item.at(message=f"setting {setting!r}: {said}", text=None, window="")
-    return item
+def _concerns(key: str, said: str) -> bool:
+    """Whether a fault speaks of a key that was set, or of what stands in a table that was."""
+
+    def word(text: str) -> bool:
+        return re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|\.\w)", said) is not None
+
+    inside = key.removeprefix("dynamic.")
+    if word(key) or (
+        inside != key and said.startswith("with the keys of dynamic") and word(inside)
+    ):
+        return True
+    place = _FAULTY_KEY.match(said)
+    if place is None:
+        return False
+    unknown, at, missing = place.groups()
+    table, _, last = key.rpartition(".")
+    if at.startswith(f"{key}."):
+        return True
+    if missing and last == "model":
+        return at.rpartition(".")[0] == table
+    return key.startswith(f"{at}.") and (bool(unknown) or word(last))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -229,6 +307,8 @@ def _override(data: dict[str, Any], item: str) -> None:
                 f"{item!r}: {'.'.join(parts[: index + 1])} is a value, not a table",
             )
         held = inner
+    if parts[-1] == "library":
+        held.clear()
     held[parts[-1]] = parsed
 
 
@@ -321,6 +401,8 @@ def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) ->
             help=_help_at(model, path) or "`imcc targets NAME` prints a valid file",
         )
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if kind in _BOUNDS:
+        message = _bounds_at(model, path) or message
     found = item.get("input")
     plain = isinstance(found, (bool, int, float, str, list))
     suffix = f", found {_short(toml_value(found))}" if plain else ""
@@ -328,6 +410,37 @@ def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) ->
     return Diagnostic(
         codes.BAD_TARGET, f"{origin}: {where}{message}{suffix}", help=_help_at(model, path)
     )
+
+
+_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+
+
+def _bounds_at(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+    """The range of the key at ``path``, for a value that is outside of it."""
+    field = _field_at(model, path)
+    if field is None:
+        return ""
+    rules = [*field.metadata, *_metadata(field.annotation)]
+    lows = [(rule.ge, "at least") for rule in rules if getattr(rule, "ge", None) is not None]
+    lows += [(rule.gt, "above") for rule in rules if getattr(rule, "gt", None) is not None]
+    tops = [(rule.le, "at most") for rule in rules if getattr(rule, "le", None) is not None]
+    tops += [(rule.lt, "below") for rule in rules if getattr(rule, "lt", None) is not None]
+    if not lows or not tops:
+        return ""
+    (low, over), (top, under) = max(lows), min(tops)
+    return f"must be {over} {low:g} and {under} {top:g}"
+
+
+def _metadata(annotation: Any) -> list[Any]:
+    """Rules of all ``Annotated`` within an annotation."""
+    from typing import get_args
+
+    made: list[Any] = []
+    for rule in getattr(annotation, "__metadata__", ()):
+        made += getattr(rule, "metadata", None) or [rule]
+    for inner in get_args(annotation):
+        made += _metadata(inner)
+    return made
 
 
 def _short(text: str) -> str:
@@ -360,16 +473,22 @@ def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     return list(current.model_fields)
 
 
-def _help_at(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+def _field_at(model: type[BaseModel], path: tuple[Any, ...]) -> Any:
+    """The last field on the way to ``path``, which may end within its value; None without one."""
     current: Any = model
-    text = ""
+    found = None
     for part in path:
         field = current.model_fields.get(part)
         if field is None:
             continue
-        text = field.description or ""
+        found = field
         inner = model_of(field.annotation)
         if inner is None:
             break
         current = inner
-    return text
+    return found
+
+
+def _help_at(model: type[BaseModel], path: tuple[Any, ...]) -> str:
+    field = _field_at(model, path)
+    return (field.description or "") if field is not None else ""

@@ -1,12 +1,16 @@
 """Target files: what is refused, how overrides act, canonical text."""
 
+import re
 import tomllib
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imcc.backends.targets import find_target, list_targets, write_toml
+from imcc.backends.crossbar.noise import noise_models
+from imcc.backends.crossbar.target_keys import TargetKeys as CrossbarKeys
+from imcc.backends.sparse_snn.target import ENGINES
+from imcc.backends.targets import _metadata, find_target, list_targets, model_of, write_toml
 from imcc.ir.diagnostics import DiagnosticError
 
 
@@ -37,10 +41,10 @@ def test_missing_file():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("adc.bits=0", ["key adc.bits", "greater than or equal to 1", "found 0"]),
+        ("adc.bits=0", ["key adc.bits", "at least 1 and at most 16", "found 0"]),
         ("adc.bits=true", ["key adc.bits", "valid integer", "found true"]),
         ('array.rows="many"', ["key array.rows", "valid integer"]),
-        ("array.rows=0", ["key array.rows", "greater than or equal to 1"]),
+        ("array.rows=0", ["key array.rows", "at least 1 and at most 4096"]),
         ("adc.columns_per_adc=129", ["columns_per_adc (129)", "array.columns (128)"]),
         ("adc.range=exact", ["adc.range", "128 rows sums to up to 384", "codes up to 255"]),
         ("adc.range=fixed", ["key adc", "full_scale"]),
@@ -52,7 +56,13 @@ def test_missing_file():
         ("device.stuck.off_fraction=1.5", ["key device.stuck.off_fraction"]),
         ("device.drift.model=gaussian_read", ["device.drift.model", "a model of drift"]),
         ("device.variation.model=pcm_drift", ["device.variation.model", "between devices"]),
-        ("device.on_off_ratio=1.0", ["key device.on_off_ratio", "greater than 1"]),
+        ("device.on_off_ratio=1.0", ["key device.on_off_ratio", "at least 1.001"]),
+        ("timing.clock_ns=1e300", ["key timing.clock_ns", "1e-06 and at most 1e+12", "1e+300"]),
+        ("timing.clock_ns=1e-300", ["key timing.clock_ns", "at least 1e-06"]),
+        ("off_chip.bits_per_ns=1e-300", ["key off_chip.bits_per_ns", "at least 1e-09"]),
+        ("hierarchy.crossbars_per_pe=99999999999999999999", ["crossbars_per_pe", "at most 65536"]),
+        ("components.off_chip.energy_pj=1e300", ["key components.off_chip.energy_pj", "1e+12"]),
+        ("device.write_noise.tolerance_fraction=1e-300", ["tolerance_fraction", "at least 1e-06"]),
         ("device.write_noise.sigma_fraction=nan", ["key device.write_noise.sigma_fraction"]),
         ("device.read_noise.model=gausian_read", ["device.read_noise.model", "gaussian_read"]),
         (
@@ -69,6 +79,122 @@ def test_bad_values_say_where_and_what(override, words):
     text = "\n".join(item.render() for item in refused("rram", override))
     for word in words:
         assert word in text
+
+
+def numbers_of(model, path=()):
+    """Numeric keys of a model and of the models within it, with the rules of each."""
+    for name, field in model.model_fields.items():
+        inner = model_of(field.annotation)
+        if inner is not None:
+            yield from numbers_of(inner, (*path, name))
+        elif any(kind in str(field.annotation) for kind in ("int", "float")):
+            yield (*path, name), [*field.metadata, *_metadata(field.annotation)]
+
+
+def test_every_number_has_bounds():
+    models = [CrossbarKeys, *ENGINES.values(), *(held.Keys for held in noise_models().values())]
+    seen = 0
+    for model in models:
+        for path, rules in numbers_of(model):
+            seen += 1
+            for names in (("ge", "gt"), ("le", "lt")):
+                found = [rule for rule in rules for name in names if hasattr(rule, name)]
+                assert found, f"{model.__name__}: {'.'.join(path)} lacks {' or '.join(names)}"
+    assert seen > 150
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "network.hop_ns=1e9",
+        "device.read_time_s=1e9",
+        "device.endurance_writes=1e15",
+        "timing.write_ns=1e9",
+        "hierarchy.tiles_per_chip=1000000",
+        "components.off_chip.energy_pj=1e6",
+        "device.g_max_us=1e-3",
+    ],
+)
+def test_large_values_that_exist_are_taken(override):
+    find_target("rram", [override])
+
+
+@pytest.mark.parametrize("table", ["write_noise", "read_noise", "variation", "drift"])
+def test_an_unknown_model_is_one_fault_and_names_those_of_its_kind(table):
+    key = f"device.{table}.model"
+    (item,) = refused("rram", f"{key}=gausian")
+    assert item.message.startswith(f"setting '{key}=gausian': key {key}: must be a model of ")
+    kind = {"write_noise": "write", "read_noise": "read", "variation": "device"}.get(table, "drift")
+    listed = re.search(r": ([\w, ]+)(; did you mean|, found)", item.message)[1].split(", ")
+    assert listed == list(noise_models(kind))
+    for other in ("write", "read", "device", "drift"):
+        if other != kind:
+            assert not set(listed) & (set(noise_models(other)) - {"none"})
+
+
+def test_a_model_of_another_kind_is_one_fault():
+    (item,) = refused("rram", "device.read_noise.model=pcm_write")
+    assert "did you mean 'pcm_read'?" in item.message
+
+
+def test_a_setting_of_a_model_leaves_the_keys_of_the_old_one_behind():
+    found = find_target("rram", ["device.write_noise.model=proportional_write"])
+    assert found.data["device"]["write_noise"] == {
+        "model": "proportional_write",
+        "sigma_fraction": 0.02,
+    }
+    (item,) = refused("rram", "device.write_noise.model=clipformer_write")
+    assert item.message == (
+        "setting 'device.write_noise.model=clipformer_write': "
+        "key device.write_noise.gamma is missing"
+    )
+    # What a setting says is never left behind.
+    (item,) = refused(
+        "rram", "device.write_noise.model=proportional_write", "device.write_noise.verify=true"
+    )
+    assert item.message.startswith("setting 'device.write_noise.verify=true': unknown key")
+
+
+def test_a_setting_of_a_library_component_replaces_the_figures_of_the_file():
+    for chosen in (
+        ["components.adc.library=sar_adc_isaac", "components.adc.energy_pj=2.5"],
+        ["components.adc.energy_pj=2.5", "components.adc.library=sar_adc_isaac"],
+    ):
+        adc = find_target("rram", chosen).keys.components.adc
+        assert (adc.energy(8), adc.area(8)) == (2.5, 1200.0) and "ISAAC" in adc.source
+
+
+@pytest.mark.parametrize(
+    ("settings", "blamed"),
+    [
+        (["adc.columns_per_adc=129"], [0]),
+        (["dac.bits=1", "array.cell_bits=4", "device.levels=3"], [1, 2]),
+        (["adc.bits=8", "adc.range=exact"], [0, 1]),
+        (["dac.bits=1", "adc.range=fixed"], [1]),
+        (["adc={bits=99, columns_per_adc=8}"], [0]),
+        (["dac.bits=1", "dynamic.device.levels=2"], [1]),
+        (["dac.bits=1", "components.adc.energy_pj=1.0"], [1]),
+        (["dac.bits=1", "nothing.there.at=5"], [1]),
+        (["backend=nothing"], [0]),
+    ],
+)
+def test_a_fault_of_a_setting_is_not_that_of_the_preset(settings, blamed):
+    (item,) = refused("rram", *settings)
+    shown = ", ".join(repr(settings[place]) for place in blamed)
+    assert item.message.startswith(f"setting{'s' * (len(blamed) > 1)} {shown}: ")
+    assert "rram.toml" not in item.render()
+
+
+def test_a_fault_of_the_file_stays_its_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "rram"\n[adc]\nbits = 99\n')
+    (item,) = refused(str(file), "dac.bits=2")
+    assert item.message.startswith(f"{file}: key adc.bits")
+
+
+def test_a_name_that_no_file_can_have():
+    (item,) = refused("x" * 5000)
+    assert item.code.id == "IMC501" and len(item.message) < 300
 
 
 def test_unknown_key_names_the_nearest_key_and_every_fault_is_reported():

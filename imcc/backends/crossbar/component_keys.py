@@ -7,18 +7,21 @@ from collections.abc import Mapping
 
 from pydantic import Field, field_validator, model_validator
 
-from imcc.backends.keys import Component, Keys
+from imcc.backends.keys import Component, Keys, Picojoules, SquareMicrometres
+
+BITS = tuple(str(bits) for bits in range(1, 17))
+"""Resolutions that a converter may have."""
 
 
 class CrossbarComponent(Component):
     """A component whose energy and area may depend on the resolution of the converters."""
 
-    energy_pj_by_bits: dict[str, float] | None = Field(
+    energy_pj_by_bits: dict[str, Picojoules] | None = Field(
         default=None,
         description="energy of one event by resolution, log-linear between; instead of energy_pj",
     )
 
-    area_um2_by_bits: dict[str, float] | None = Field(
+    area_um2_by_bits: dict[str, SquareMicrometres] | None = Field(
         default=None,
         description="area of one instance by resolution, log-linear between; instead of area_um2",
     )
@@ -30,8 +33,8 @@ class CrossbarComponent(Component):
     @classmethod
     def _bits(cls, table: dict[str, float] | None) -> dict[str, float] | None:
         for key, value in (table or {}).items():
-            if not key.isdigit() or not value > 0:
-                raise ValueError("needs keys that are bits and values above 0")
+            if key not in BITS or not value > 0:
+                raise ValueError("needs keys that are bits, 1 to 16, and values above 0")
         return table
 
     @model_validator(mode="after")

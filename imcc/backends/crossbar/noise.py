@@ -25,7 +25,7 @@ from torch import Tensor
 
 from imcc.backends.keys import Keys
 from imcc.ir import codes
-from imcc.ir.diagnostics import error, nearest
+from imcc.ir.diagnostics import DiagnosticError, error, nearest
 from imcc.ir.plugins import load_plugin, plugin_points
 
 _SQRT2 = math.sqrt(2.0)
@@ -114,8 +114,8 @@ class NoNoiseKeys(NoiseKeys):
     @classmethod
     def resolve(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Without the parameters of other models, so that changing ``model`` alone is enough."""
-        names = noise_model_names() if len(table) > 1 else []
-        known = {key for name in names for key in find_noise_model(name).Keys.model_fields}
+        models = noise_models().values() if len(table) > 1 else ()
+        known = {key for model in models for key in model.Keys.model_fields}
         return {key: value for key, value in table.items() if key not in known - {"model"}}
 
 
@@ -159,7 +159,7 @@ class GaussianWriteKeys(NoiseKeys):
     )
     verify: bool = Field(default=False, description="rewrite a cell until it is within tolerance")
     tolerance_fraction: float = Field(
-        default=0.02, gt=0, le=1, description="accepted error as a fraction of g_max - g_min"
+        default=0.02, ge=1e-6, le=1, description="accepted error as a fraction of g_max - g_min"
     )
 
 
@@ -318,3 +318,16 @@ def find_noise_model(name: str) -> type[NoiseModel]:
 def noise_model_names() -> list[str]:
     """Names of the installed models, sorted."""
     return sorted(_points())
+
+
+def noise_models(kind: str | None = None) -> dict[str, type[NoiseModel]]:
+    """Installed models by name, sorted, of one kind or all; those that do not load are left out."""
+    made: dict[str, type[NoiseModel]] = {}
+    for name in noise_model_names():
+        try:
+            model = find_noise_model(name)
+        except DiagnosticError:
+            continue  # whoever names it is told
+        if kind is None or model.kind in (kind, "any"):
+            made[name] = model
+    return made

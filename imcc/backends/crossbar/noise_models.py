@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from imcc.backends.crossbar.noise import CellScale, Kind, NoiseKeys, NoiseModel
+from imcc.backends.keys import Seconds
 from imcc.ir import codes
 from imcc.ir.diagnostics import Location, error, nearest
 
@@ -183,7 +185,9 @@ class PowerLawDriftKeys(NoiseKeys):
     exponent_deviation: float = Field(
         default=0.0, ge=0, le=1, description="standard deviation of nu over cells"
     )
-    reference_s: float = Field(gt=0, description="time after programming of the first read, t0")
+    reference_s: Seconds = Field(
+        ge=1e-15, description="time after programming of the first read, t0"
+    )
 
 
 @dataclass(frozen=True)
@@ -349,6 +353,9 @@ class PcmRead(_Gaussian):
         return made
 
 
+TABLE_TOP = 1e12
+"""The largest conductance in microsiemens and time in seconds (30,000 years)."""
+TableValue = Annotated[float, Field(ge=0, le=TABLE_TOP)]
 TABLE_COLUMNS = ("state", "mean", "deviation", "time")
 
 
@@ -358,16 +365,16 @@ class TableKeys(NoiseKeys):
     path: str = Field(
         default="", description="CSV with the columns state, mean, deviation (uS) and time (s)"
     )
-    rows: list[list[float]] = Field(
-        min_length=1, description="the contents of the CSV: state, mean, deviation, time"
+    rows: list[list[TableValue]] = Field(
+        min_length=1, description="what the file at `path` holds: state, mean, deviation, time"
     )
 
     @field_validator("rows")
     @classmethod
     def _rows(cls, rows: list[list[float]]) -> list[list[float]]:
         for row in rows:
-            if len(row) != len(TABLE_COLUMNS) or min(row) < 0:
-                raise ValueError(f"needs rows of {', '.join(TABLE_COLUMNS)}, none negative")
+            if len(row) != len(TABLE_COLUMNS):
+                raise ValueError(f"needs rows of {', '.join(TABLE_COLUMNS)}")
         if len({(row[3], row[0]) for row in rows}) < len(rows):
             raise ValueError("lists a state twice at one time")
         return rows
@@ -399,12 +406,12 @@ def read_table(path: Path) -> list[list[float]]:
                     )
             reader.fieldnames = names
             rows: list[list[float]] = []
+            lines: dict[tuple[float, float], int] = {}
             for row in reader:
                 try:
                     made = [float(row[name]) for name in TABLE_COLUMNS]
                     if not all(map(math.isfinite, made)):
                         raise ValueError
-                    rows.append(made)
                 except (TypeError, ValueError):
                     raise error(
                         codes.BAD_TARGET,
@@ -412,6 +419,15 @@ def read_table(path: Path) -> list[list[float]]:
                         text=Location(str(path), reader.line_num),
                         help="conductances in microsiemens, times in seconds",
                     ) from None
+                wrong = _fault(made, lines)
+                if wrong:
+                    raise error(
+                        codes.BAD_TARGET,
+                        f"{path}: {wrong}",
+                        text=Location(str(path), reader.line_num),
+                    )
+                lines[made[0], made[3]] = reader.line_num
+                rows.append(made)
     except (OSError, UnicodeDecodeError, csv.Error) as wrong:
         raise error(
             codes.BAD_TARGET,
@@ -421,6 +437,17 @@ def read_table(path: Path) -> list[list[float]]:
     if not rows:
         raise error(codes.BAD_TARGET, f"{path} names its columns but has no row")
     return rows
+
+
+def _fault(row: list[float], lines: Mapping[tuple[float, float], int]) -> str:
+    """What is wrong with a row, given the lines of states and times before it."""
+    for name, value in zip(TABLE_COLUMNS, row, strict=True):
+        if not 0 <= value <= TABLE_TOP:
+            return f"{name} is {value:g}, must be at least 0 and at most {TABLE_TOP:g}"
+    first = lines.get((row[0], row[3]))
+    if first is None:
+        return ""
+    return f"lists the state {row[0]:g} twice at time {row[3]:g}, first on line {first}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from imcc.backends.api import Target
 from imcc.backends.crossbar.component_keys import Components, CrossbarComponent
@@ -21,9 +21,9 @@ from imcc.backends.crossbar.noise import (
     CellScale,
     NoiseKeys,
     NoiseModel,
-    NoNoiseKeys,
     find_noise_model,
     noise_model_names,
+    noise_models,
 )
 from imcc.backends.crossbar.target_keys import Device, TargetKeys
 from imcc.ir.diagnostics import DiagnosticError, did_you_mean
@@ -42,7 +42,7 @@ def _keys_with(*chosen: str) -> type[TargetKeys]:
     """:class:`TargetKeys` whose noise tables have the keys of these models, one for each kind."""
     tables: dict[str, Any] = {}
     for (kind, (table, usual)), name in zip(NOISE_TABLES.items(), chosen, strict=True):
-        base = find_noise_model(name).Keys if name in noise_model_names() else NoNoiseKeys
+        base = find_noise_model(name).Keys if _is_model(kind, name) else _AnyKeys
         held = base.model_fields["model"]
         default: Any = usual if name == usual else ...
         choice: Any = (
@@ -62,14 +62,24 @@ def _keys_with(*chosen: str) -> type[TargetKeys]:
     )
 
 
+class _AnyKeys(NoiseKeys):
+    """A table whose model is none of its kind: that is its fault, whatever else stands in it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def _noise_model(kind: str, name: str) -> str:
-    if name not in noise_model_names():
-        known = noise_model_names()
-        raise ValueError(f"must be one of {', '.join(known)}{did_you_mean(name, known)}")
-    if find_noise_model(name).kind not in (kind, "any"):
-        what = "variation between devices" if kind == "device" else kind
-        raise ValueError(f"must be a model of {what if what == 'drift' else what + ' noise'}")
+    if not _is_model(kind, name):
+        known = noise_models(kind)
+        what = {"device": "variation between devices", "drift": "drift"}.get(kind, f"{kind} noise")
+        raise ValueError(
+            f"must be a model of {what}: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return name
+
+
+def _is_model(kind: str, name: str) -> bool:
+    return name in noise_model_names() and find_noise_model(name).kind in (kind, "any")
 
 
 def _chosen(data: Mapping[str, Any], table: str, usual: str) -> str:
@@ -86,8 +96,8 @@ def _resolved(data: dict[str, Any], chosen: Sequence[str], folder: Path) -> dict
     if not isinstance(device, Mapping):
         return data
     made = dict(device)
-    for (table, _), name in zip(NOISE_TABLES.values(), chosen, strict=True):
-        if isinstance(made.get(table), Mapping) and name in noise_model_names():
+    for (kind, (table, _)), name in zip(NOISE_TABLES.items(), chosen, strict=True):
+        if isinstance(made.get(table), Mapping) and _is_model(kind, name):
             made[table] = find_noise_model(name).Keys.resolve(dict(made[table]), folder)
     return {**data, "device": made}
 

@@ -11,7 +11,20 @@ from pydantic import Field, model_validator
 
 from imcc.backends.crossbar.component_keys import Components
 from imcc.backends.crossbar.noise import NoiseKeys
-from imcc.backends.keys import Keys
+from imcc.backends.keys import (
+    BitsPerNanosecond,
+    Bytes,
+    Delay,
+    Few,
+    Keys,
+    Many,
+    Microsiemens,
+    Nanoseconds,
+    Ohms,
+    Seconds,
+    Steps,
+    Writes,
+)
 
 
 class Wires(Keys):
@@ -21,12 +34,8 @@ class Wires(Keys):
         default="none",
         description="none, the exact solution of the circuit, or two ladders for each cell",
     )
-    word_line_ohm: float = Field(
-        default=0.0, ge=0, description="a word line from one column to the next"
-    )
-    bit_line_ohm: float = Field(
-        default=0.0, ge=0, description="a bit line from one row to the next"
-    )
+    word_line_ohm: Ohms = Field(default=0.0, description="a word line from one column to the next")
+    bit_line_ohm: Ohms = Field(default=0.0, description="a bit line from one row to the next")
     source: str = Field(default="", description="where the resistances come from")
 
     @model_validator(mode="after")
@@ -86,9 +95,8 @@ class Dac(Keys):
     """Drivers of the rows."""
 
     bits: int = Field(default=1, ge=1, le=8, description="input bits applied in one read")
-    offset_lsb: float = Field(
+    offset_lsb: Steps = Field(
         default=0.0,
-        ge=0,
         description="standard deviation of a driver's error, fixed for a chip: of the size of its "
         "pulse (1 bit) or added to its output (more bits), in input steps",
     )
@@ -98,7 +106,9 @@ class Adc(Keys):
     """Converters of the columns."""
 
     bits: int = Field(ge=1, le=16, description="bits of one conversion")
-    columns_per_adc: int = Field(ge=1, description="columns that take turns at one converter")
+    columns_per_adc: int = Field(
+        ge=1, le=4096, description="columns that take turns at one converter"
+    )
     converts: Literal["column", "pair"] = Field(
         default="column", description="each column, or the difference of a differential pair"
     )
@@ -109,12 +119,12 @@ class Adc(Keys):
     )
     full_scale: float | None = Field(
         default=None,
-        gt=0,
+        ge=1e-6,
+        le=1e12,
         description="column sum of the top code, in units of one level times one input step",
     )
-    offset_lsb: float = Field(
+    offset_lsb: Steps = Field(
         default=0.0,
-        ge=0,
         description="standard deviation of a converter's offset, fixed for a chip, in its steps",
     )
     sample_and_hold: bool = Field(
@@ -136,7 +146,10 @@ class Stuck(Keys):
     off_fraction: float = Field(default=0.0, ge=0, le=1, description="share of cells at g_min")
     on_fraction: float = Field(default=0.0, ge=0, le=1, description="share of cells at g_max")
     map_seed: int | None = Field(
-        default=None, ge=0, description="one map of faults for all trials; absent: one for each"
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="one map of faults for all trials; absent: one for each",
     )
 
     @model_validator(mode="after")
@@ -149,19 +162,22 @@ class Stuck(Keys):
 class Device(Keys):
     """One memory cell."""
 
-    g_max_us: float = Field(gt=0, description="conductance of the highest level, in microsiemens")
-    on_off_ratio: float = Field(gt=1, description="g_max / g_min")
+    g_max_us: Microsiemens = Field(description="conductance of the highest level, in microsiemens")
+    on_off_ratio: float = Field(ge=1.001, le=1e15, description="g_max / g_min")
     levels: int | None = Field(
-        default=None, ge=2, description="levels that the device can hold; absent: as many as asked"
+        default=None,
+        ge=2,
+        le=65536,
+        description="levels that the device can hold; absent: as many as asked",
     )
-    read_time_s: float = Field(
-        default=0.0, ge=0, description="time from the end of programming to the reads, in seconds"
+    read_time_s: Seconds = Field(
+        default=0.0, description="time from the end of programming to the reads, in seconds"
     )
-    endurance_cycles: float | None = Field(
-        default=None, gt=0, description="writes that a cell takes; absent: not limited"
+    endurance_cycles: Writes | None = Field(
+        default=None, description="writes that a cell takes; absent: not limited"
     )
-    endurance_writes: float | None = Field(
-        default=None, ge=1, description="writes that a cell bears; absent: not known"
+    endurance_writes: Writes | None = Field(
+        default=None, description="writes that a cell bears; absent: not known"
     )
     stuck: Stuck = Field(default=Stuck(), description="faulty cells")
     write_noise: NoiseKeys = Field(description="noise of writing; its model says which keys")
@@ -173,10 +189,10 @@ class Device(Keys):
 class Hierarchy(Keys):
     """Chip > tile > PE > crossbar."""
 
-    crossbars_per_pe: int = Field(ge=1, description="crossbars in one processing element")
-    pes_per_tile: int = Field(ge=1, description="processing elements in one tile")
-    tiles_per_chip: int | None = Field(
-        default=None, ge=1, description="tiles on the chip; absent: as many as it takes"
+    crossbars_per_pe: Few = Field(description="crossbars in one processing element")
+    pes_per_tile: Few = Field(description="processing elements in one tile")
+    tiles_per_chip: Many | None = Field(
+        default=None, description="tiles on the chip; absent: as many as it takes"
     )
     share_tiles: bool = Field(default=False, description="whether one tile may serve two layers")
     partial_sums: Literal["tree", "chain"] = Field(
@@ -209,36 +225,36 @@ class Scheduling(Keys):
 class Network(Keys):
     """The network between tiles: a square mesh, the vector unit and the pins in its middle."""
 
-    flit_bits: int = Field(default=256, ge=1, description="bits that a link moves in one cycle")
-    hop_ns: float = Field(default=1.0, ge=0, description="from one router to the next")
+    flit_bits: Few = Field(default=256, description="bits that a link moves in one cycle")
+    hop_ns: Delay = Field(default=1.0, description="from one router to the next")
 
 
 class OffChip(Keys):
     """Memory outside the chip, which holds inputs, outputs and weights before programming."""
 
-    bits_per_ns: float = Field(
-        default=1000.0, gt=0, description="bandwidth; 1000 bits a nanosecond are 125 GB/s"
+    bits_per_ns: BitsPerNanosecond = Field(
+        default=1000.0, description="bandwidth; 1000 bits a nanosecond are 125 GB/s"
     )
 
 
 class Timing(Keys):
     """Durations."""
 
-    clock_ns: float = Field(gt=0, description="period of the digital clock")
-    read_ns: float = Field(gt=0, description="applying an input digit until columns settle")
-    conversion_ns: float = Field(gt=0, description="one conversion of an ADC")
-    write_ns: float = Field(gt=0, description="one write pulse, for all cells of a row")
+    clock_ns: Nanoseconds = Field(description="period of the digital clock")
+    read_ns: Nanoseconds = Field(description="applying an input digit until columns settle")
+    conversion_ns: Nanoseconds = Field(description="one conversion of an ADC")
+    write_ns: Nanoseconds = Field(description="one write pulse, for all cells of a row")
 
 
 class Digital(Keys):
     """Units for what is not a matrix product."""
 
-    lanes: int = Field(ge=1, description="32-bit lanes of a vector unit")
+    lanes: Many = Field(description="32-bit lanes of a vector unit")
     per: Literal["chip", "tile"] = Field(
         default="chip", description="one vector unit, or one on each tile for its layer's ops"
     )
-    buffer_word_bits: int = Field(
-        ge=1, description="bits of one buffer access that components.buffer_* count"
+    buffer_word_bits: Few = Field(
+        description="bits of one buffer access that components.buffer_* count"
     )
 
 
@@ -262,22 +278,27 @@ class Dynamic(Keys):
     pulses_per_cell: float = Field(
         default=2.0,
         ge=1,
+        le=1e6,
         description="pulses that a cell gets in one write, on average, without verify: an erasing "
         "one, since it holds a matrix before, and those that set its level",
     )
     pulses_per_row: float | None = Field(
         default=None,
         ge=1,
+        le=1e6,
         description="pulses until the slowest cell of a row is done; absent: pulses_per_cell",
     )
     rows_at_once: int = Field(
-        default=1, ge=1, description="rows of one crossbar that a write pulse sets together"
+        default=1,
+        ge=1,
+        le=4096,
+        description="rows of one crossbar that a write pulse sets together",
     )
     columns_at_once: int | None = Field(
-        default=None, ge=1, description="columns of a row written together; absent: all"
+        default=None, ge=1, le=4096, description="columns of a row written together; absent: all"
     )
-    arrays_at_once: int | None = Field(
-        default=None, ge=1, description="crossbars of a matrix written together; absent: all"
+    arrays_at_once: Many | None = Field(
+        default=None, description="crossbars of a matrix written together; absent: all"
     )
     array: dict[str, Any] = Field(default={}, description="keys of `array` that differ")
     dac: dict[str, Any] = Field(default={}, description="keys of `dac` that differ")
@@ -324,7 +345,7 @@ class ActivityKeys(Keys):
         default=0.5, ge=0, le=1, description="assumed share of input bits that are 1"
     )
     samples: int = Field(
-        default=8, ge=1, description="calibration samples that are counted when profiled"
+        default=8, ge=1, le=10**6, description="calibration samples that are counted when profiled"
     )
     idle_reads: Literal["convert", "skip"] = Field(
         default="convert",
@@ -370,9 +391,9 @@ class Learning(Keys):
         default="layer",
         description="gradients are computed beside the tiles of each layer, or by the vector unit",
     )
-    lanes: int = Field(default=64, ge=1, description="32-bit lanes of a layer's gradient unit")
-    buffer_bytes: int = Field(
-        default=65536, ge=1, description="capacity of one buffer, whose area buffer_read gives"
+    lanes: Many = Field(default=64, description="32-bit lanes of a layer's gradient unit")
+    buffer_bytes: Bytes = Field(
+        default=65536, description="capacity of one buffer, whose area buffer_read gives"
     )
 
 

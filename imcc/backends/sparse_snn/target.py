@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from imcc.backends.api import Target
-from imcc.backends.keys import Component, Keys
+from imcc.backends.keys import Bytes, Component, Few, Keys
 from imcc.ir import codes
 from imcc.ir.diagnostics import Location, error, nearest
 
@@ -34,21 +34,21 @@ class Format(Keys):
 class Cache(Keys):
     """The global buffer."""
 
-    bytes: int = Field(ge=1024, description="capacity")
-    banks: int = Field(ge=1, description="banks, each with one port")
-    line_bytes: int = Field(ge=8, multiple_of=8, description="bytes of one access of a bank")
+    bytes: Bytes = Field(ge=1024, description="capacity")
+    banks: Few = Field(description="banks, each with one port")
+    line_bytes: Few = Field(ge=8, multiple_of=8, description="bytes of one access of a bank")
 
 
 class Dram(Keys):
     """The memory behind the cache."""
 
-    bandwidth_gb_s: float = Field(gt=0, description="bandwidth in 10^9 bytes per second")
+    bandwidth_gb_s: float = Field(ge=1e-9, le=1e9, description="bandwidth in 10^9 bytes per second")
 
 
 class Clock(Keys):
     """The one clock."""
 
-    frequency_mhz: float = Field(gt=0, description="frequency")
+    frequency_mhz: float = Field(ge=1e-6, le=1e9, description="frequency")
 
 
 class LaggyPrefixSum(Keys):
@@ -183,10 +183,10 @@ class Components(Keys):
 class Published(Keys):
     """Totals that the accelerator's authors give, to stand beside ours. Nothing is scaled to it."""
 
-    area_mm2: float = Field(gt=0, description="area")
-    power_mw: float = Field(gt=0, description="power")
-    cache_area_mm2: float = Field(gt=0, description="area of the cache")
-    cache_power_mw: float = Field(gt=0, description="power of the cache")
+    area_mm2: float = Field(gt=0, le=1e6, description="area")
+    power_mw: float = Field(gt=0, le=1e9, description="power")
+    cache_area_mm2: float = Field(gt=0, le=1e6, description="area of the cache")
+    cache_power_mw: float = Field(gt=0, le=1e9, description="power of the cache")
     source: str = Field(min_length=1, description="where the totals come from")
 
 
@@ -252,8 +252,8 @@ class GustavsonKeys(_TargetKeys):
 class Systolic(Keys):
     """The shape of the dense array."""
 
-    rows: int = Field(ge=1, description="output neurons at a time")
-    columns: int = Field(ge=1, description="timesteps at a time")
+    rows: Few = Field(description="output neurons at a time")
+    columns: Few = Field(description="timesteps at a time")
 
 
 class SystolicKeys(_TargetKeys):

@@ -8,21 +8,21 @@ from typing import Any, Literal
 from pydantic import Field
 
 from imcc.backends.api import Target
-from imcc.backends.keys import Component, Keys
+from imcc.backends.keys import Component, Few, Keys, Nanoseconds
 from imcc.backends.targets import validate, write_toml
 
 
 class Lanes(Keys):
     """The arithmetic."""
 
-    count: int = Field(ge=1, description="lanes that work at once")
-    clock_ns: float = Field(gt=0, description="period of the clock; a lane does one step in it")
+    count: Few = Field(description="lanes that work at once")
+    clock_ns: Nanoseconds = Field(description="period of the clock; a lane does one step in it")
 
 
 class Buffer(Keys):
     """The memory beside the lanes."""
 
-    word_bits: int = Field(ge=8, multiple_of=8, description="bits of one access")
+    word_bits: Few = Field(ge=8, multiple_of=8, description="bits of one access")
 
 
 class Components(Keys):
