@@ -28,13 +28,21 @@ and of the interconnect, are within a factor of 2. The energy in all is not, and
 (the mean of its on and off current for the whole 10 ns) are 124 uJ of it; without them the rest is
 1.2 times NeuroSim's total. NeuroSim reads traces of real data, whose bits are mostly zeros: with
 `activity.source = "profiled"` the example `digits_cnn` drives 0.155 of its rows, not half. At that
-density the cells would take 38 uJ and the whole 2.2 times NeuroSim's; weights and traces of its run
-are not published. The area of arrays differs too: 4 F x 12 F a cell with F = 40 nm.
+density the VGG-8 takes 82.9 uJ, 38.7 uJ of it in cells: 2.2 times NeuroSim's. The density of
+NeuroSim's run is not in its report, nor are weights and traces. The area of arrays differs too:
+4 F x 12 F a cell with F = 40 nm.
 
 The one component that is not within a factor of 2 of ISAAC is the converter's area, 5,972 um2 by
 the survey regression and 1,200 um2 in ISAAC's table, which is a single design. It decides the area
 of `rram`: with `components.adc.library = "sar_adc_isaac"` the 135 mm2 of converters of the
 ResNet-20 below would be 27 mm2.
+
+`spikesim` takes SpikeSim's figures as its program has them. One is hard to believe: 1.15e-6 pJ for
+the DIFF module that adds up conversions (`Sub = 1.15E-6` in `ela_spikesim.py`, under "All energies
+in pJ"), while an 8-bit shift-add at 65 nm takes 0.536 pJ, which `rram` has at 32 nm as 0.131 pJ.
+Nothing in the program says that another unit is meant. With
+`components.shift_add.energy_pj = 0.536` accumulation is 14.8 % of the 470 uJ of the VGG-9 above; as
+it stands it is 3.7e-7 of 400 uJ.
 
 What dominates energy and area:
 

@@ -60,6 +60,7 @@ ODDITIES = (
     "layers share tiles in the count of tiles, although the paper says that they do not",
     "the first convolution, which the original runs in software, counts as a crossbar layer",
     "fully connected layers count for nothing",
+    "a DIFF module takes 1.15e-6 pJ, five orders less than an adder at 65 nm",
 )
 """What is reproduced as it is, and why the event model gives other numbers."""
 
