@@ -205,11 +205,17 @@ class Columns:
         return self._once("chunks", lambda: chunks_of(kind, cell, columns))
 
     def products(self, layout: Chunks) -> tuple[Tensor, Tensor]:
-        """``[T, rows, columns]`` and ``[T, columns]`` in the order of the chunks."""
-        return self._once(
-            "products",
-            lambda: (_in_chunks(self.product[0], layout), _in_chunks(self.shift[0], layout)),
-        )
+        """Levels ``[T, pairs, rows, 2 LANES]`` and shifts ``[T, pairs, 2 LANES]``.
+
+        Chunk c lies beside chunk ``c + pairs``.
+        """
+
+        def paired(values: Tensor) -> Tensor:
+            made = _in_chunks(values, layout)
+            made = made.reshape(*made.shape[:-1], 2, -1, LANES)
+            return made.movedim(-2, 1).flatten(-2).contiguous()
+
+        return self._once("products", lambda: (paired(self.product[0]), paired(self.shift[0])))
 
     def table_rows(self, layout: Chunks) -> tuple[Tensor, Tensor] | None:
         """Whole levels ``[T, rows, columns]``, ``2^bits`` for one, rows as many as kernels want.

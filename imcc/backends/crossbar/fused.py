@@ -22,6 +22,7 @@ from imcc.backends.crossbar import kernels
 from imcc.backends.crossbar.columns import (
     GROUP,
     LANES,
+    UNROLL,
     Chunks,
     DigitalTerms,
     bias_tile,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 ROOM = 1 << 19
 """Column sums that a block holds at a time, about: the cache's share of one core."""
 
-LOOKUP_POSITIONS = 128
-"""Positions that share a table of sums; more would leave the cache."""
+LOOKUP_POSITIONS = 16 * kernels.LOOKUPS
+"""Positions whose bits are taken apart at a time."""
 
 
 class FusedReader:
@@ -82,7 +83,7 @@ class FusedReader:
             results = out.view(-1, *out.shape[-spatial - 1 :])
             positions = math.prod(results.shape[2:])
             per_sample = len(images) // len(x) * positions
-            size = max(1, 4 * LOOKUP_POSITIONS // positions)
+            size = max(1, LOOKUP_POSITIONS // positions)
             for start in range(0, len(images), size):
                 part = images[start : start + size]
                 vectors = windows(cast("Mvm", self.op), part, kind, zero).reshape(
@@ -143,9 +144,9 @@ class FusedReader:
         kind, op, held = self.kind, self.op, self.columns
         layout = held.chunks(kind, self.cell)
         lookups = op.dac_bits == 1 and held.table_rows(layout) is not None
-        size = LOOKUP_POSITIONS
-        if not lookups:
-            size = max(LANES, min(512, ROOM // len(layout.order)))
+        size = max(LANES, ROOM // layout.width)
+        if lookups:
+            size = max(kernels.LOOKUPS, min(LOOKUP_POSITIONS, size))
         add = self._add_lookups if lookups else self._add_products
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
@@ -199,15 +200,18 @@ class FusedReader:
             raise ValueError("the levels lie on no grid")
         levels, shift = found
         groups = levels.shape[1] // GROUP
-        shape = (len(rows), kind.row_tiles, op.digits)
-        index = np.empty((*shape, groups), np.uint8)
-        driven = np.empty(shape, np.float32)
+        shape = (len(rows), kind.row_tiles)
+        index = np.empty((*shape, -(-op.digits // 8), groups), np.uint64)
+        driven = np.empty((*shape, op.digits), np.float32)
         bounds = np.array([0, *(stop for _, stop in self.bounds)])
+        turn = GROUP * UNROLL
+        used = -(-np.diff(bounds) // turn) * UNROLL
         kernels.bits_of_rows(rows.numpy(), bounds, op.digits, index, driven)
         kernels.add_lookups(
             levels.numpy(),
             np.float32(2.0**-held.bits),
             index,
+            used,
             np.sqrt(driven) * np.float32(self._deviation),
             shift.numpy(),
             low,
@@ -222,28 +226,30 @@ class FusedReader:
         )
 
     def _add_products(self, rows: Tensor, layout: Chunks, low: Any, high: Any, total: Any) -> None:
-        held, op = self.columns, self.op
-        product, shift = held.products(layout)
-        half = len(layout.weight) // 2 * LANES
+        held, op, tiles = self.columns, self.op, self.kind.row_tiles
+        levels, shift = held.products(layout)
+        bounds = np.array([0, *(stop for _, stop in self.bounds)])
+        place = np.stack([self._place(layout, run) for run in range(tiles)])
+        draws = len(layout.order) // 2
         for digit, values in self._digits(rows):
-            weight = (layout.weight * float(self.digit[digit])).numpy()
-            for run, (start, stop) in enumerate(self.bounds):
-                part = values[:, start:stop]
-                sums = torch.mm(part, product[run, : stop - start])
-                spread = torch.linalg.vector_norm(part, dim=1) * self._deviation
-                kernels.add_columns(
-                    sums.numpy(),
-                    spread.numpy(),
-                    shift[run].numpy(),
-                    low,
-                    high,
-                    (run * op.digits + digit) * half,
-                    self.adc,
-                    weight,
-                    self._place(layout, run),
-                    self.noisy,
-                    total,
-                )
+            parts = torch.split(values, np.diff(bounds).tolist(), 1)
+            norms = [torch.linalg.vector_norm(part, dim=1) for part in parts]
+            kernels.add_products(
+                values.contiguous().numpy(),
+                bounds,
+                levels.numpy(),
+                (torch.stack(norms) * self._deviation).numpy(),
+                shift.numpy(),
+                low,
+                high,
+                (np.arange(tiles) * op.digits + digit) * draws,
+                self.adc,
+                (layout.weight * float(self.digit[digit])).numpy(),
+                place,
+                self.noisy,
+                numba.get_num_threads(),
+                total,
+            )
 
     def _digits(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Input digits, least significant first, as float32."""

@@ -4,7 +4,7 @@ A column sum is touched once: noise is drawn, added and converted in registers, 
 added to the total of its logical column. Three loops serve all reads:
 
 - :func:`add_positions` takes the products of a matrix library, ``[columns, positions]``;
-- :func:`add_columns` takes them as ``[positions, columns]``;
+- :func:`add_products` multiplies inputs with the levels of 32 columns at a time;
 - :func:`add_lookups` makes the sums itself where inputs are applied bit by bit: four rows choose
   one of 16 sums that were added up before, for 32 columns at once, and 32 lookups add up 128 rows.
 
@@ -20,8 +20,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from imcc.backends.crossbar.columns import GROUP, LANES
+from imcc.backends.crossbar.columns import GROUP, LANES, UNROLL
 from imcc.backends.crossbar.vector_code import (
+    ABREAST,
     ENTRIES,
     convert_columns,
     convert_columns_noisy,
@@ -30,10 +31,19 @@ from imcc.backends.crossbar.vector_code import (
     convert_positions,
     convert_positions_noisy,
     draw_normals,
+    multiply_one,
+    multiply_some,
     sum_rows,
 )
 
 _U = np.uint32
+
+BLOCK = 16 * ABREAST
+"""Positions whose sums of one pair of chunks are held at a time, in the nearest cache."""
+
+LOOKUPS = 128
+"""Positions that share a table of sums; the totals of more would leave the cache."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
@@ -51,6 +61,8 @@ def _spread_bits() -> NDArray[np.uint64]:
 
 _SPREAD_BITS = _spread_bits()
 """Bit d of a byte moved to byte d of a word."""
+
+_COUNTED = 255 // GROUP
 
 
 @numba.njit(inline="always")
@@ -98,33 +110,41 @@ def bits_of_rows(
     x: NDArray[np.float32],
     bounds: NDArray[np.int64],
     digits: int,
-    index: NDArray[np.uint8],
+    index: NDArray[np.uint64],
     driven: NDArray[np.float32],
 ) -> None:
     """Bits of ``GROUP`` rows at a time, and how many rows each bit drives.
 
     ``x`` ``[positions, K]`` are codes; run t has the rows ``bounds[t]`` to ``bounds[t + 1]``.
-    Writes ``index [positions, T, digits, groups]`` and ``driven [positions, T, digits]``.
+    Writes ``index [positions, T, words, groups]``, byte d of word w for digit ``8 w + d``, and
+    ``driven [positions, T, digits]``.
     """
-    tiles, groups = index.shape[1], index.shape[3]
+    tiles, words = index.shape[1], index.shape[2]
     for p in numba.prange(x.shape[0]):
         for t in range(tiles):
-            stop = bounds[t + 1]
-            for first in range(0, digits, 8):
-                count = min(8, digits - first)
-                driven[p, t, first : first + count] = np.float32(0)
+            start, stop = bounds[t], bounds[t + 1]
+            whole, groups = (stop - start) // GROUP, -(-(stop - start) // GROUP)
+            for w in range(words):
+                move, last = np.int32(8 * w), min(8 * w + 8, digits)
+                driven[p, t, 8 * w : last] = np.float32(0)
+                ones = np.uint64(0)
+                for g in range(groups, -(-groups // UNROLL) * UNROLL):
+                    index[p, t, w, g] = np.uint64(0)
                 for g in range(groups):
+                    row = start + g * GROUP
                     word = np.uint64(0)
-                    row = bounds[t] + g * GROUP
-                    for i in range(min(GROUP, max(0, stop - row))):
-                        code = (np.int32(x[p, row + i]) >> np.int32(first)) & np.int32(255)
+                    for i in range(GROUP if g < whole else stop - row):
+                        code = (np.int32(x[p, row + i]) >> move) & np.int32(255)
                         word |= _SPREAD_BITS[code] << np.uint64(i)
-                    ones = word & _BYTES
-                    for i in range(1, GROUP):
+                    index[p, t, w, g] = word
+                    for i in range(GROUP):
                         ones += (word >> np.uint64(i)) & _BYTES
-                    for d in range(count):
-                        index[p, t, first + d, g] = np.uint8(word >> np.uint64(8 * d))
-                        driven[p, t, first + d] += np.float32(np.uint8(ones >> np.uint64(8 * d)))
+                    # A byte counts up to 255 rows.
+                    if g % _COUNTED == _COUNTED - 1 or row + GROUP >= stop:
+                        for d in range(8 * w, last):
+                            driven[p, t, d] += np.float32(ones & np.uint64(255))
+                            ones >>= np.uint64(8)
+                        ones = np.uint64(0)
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
@@ -210,53 +230,83 @@ def add_positions(
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def add_columns(
-    sums: NDArray[np.float32],
+def add_products(
+    x: NDArray[np.float32],
+    bounds: NDArray[np.int64],
+    levels: NDArray[np.float32],
     spread: NDArray[np.float32],
     shift: NDArray[np.float32],
     low: NDArray[np.uint32],
     high: NDArray[np.uint32],
-    counter: int,
+    counter: NDArray[np.int64],
     adc: tuple[np.float32, np.float32, np.float32],
     weight: NDArray[np.float32],
     out: NDArray[np.int64],
     noisy: bool,
+    threads: int,
     total: NDArray[np.floating],
 ) -> None:
-    """Convert ``sums [positions, columns]`` of one run and digit and add them to ``total``.
+    """Multiply inputs with levels, convert the sums of each run of rows and add to ``total``.
 
-    ``LANES`` columns from ``c LANES`` on count ``weight[c]`` in ``total[p, out[c] ...]``;
-    ``shift [columns]``, ``spread [positions]``. There is an even number of such chunks.
+    ``x [positions, K]``; run t has the rows ``bounds[t]`` to ``bounds[t + 1]`` and counters from
+    ``counter[t]`` on. ``levels [T, pairs, rows, 2 LANES]`` and ``shift [T, pairs, 2 LANES]`` hold
+    chunks c and ``c + pairs`` of ``LANES`` columns side by side. Columns of chunk c count
+    ``weight[c]`` in ``total[p, out[t, c] ...]``; ``spread [T, positions]``.
     """
-    positions, columns = sums.shape
-    half = columns // LANES // 2
-    flat, held = sums.reshape(-1), total.reshape(-1)
+    tiles, pairs, rows = levels.shape[0], levels.shape[1], levels.shape[2]
+    positions, stride = x.shape
+    inputs, packed, held = x.reshape(-1), levels.reshape(-1), total.reshape(-1)
+    lifts = shift.reshape(-1)
     wide = total.shape[1]
     inverse, bottom, top = adc
-    for p in numba.prange(positions):
-        row = p * columns
-        for chunk in range(half):
-            a, b = chunk * LANES, (chunk + half) * LANES
-            out_a, out_b = p * wide + out[chunk], p * wide + out[chunk + half]
-            if noisy:
-                convert_columns_noisy(
-                    flat, row + a, row + b, shift, a, b, spread[p],
-                    low[p], high[p], _U(counter + a), inverse, bottom, top,
-                    held, out_a, out_b, weight[chunk], weight[chunk + half],
-                )  # fmt: skip
-            else:
-                convert_columns(
-                    flat, row + a, row + b, shift, a, b, spread[p],
-                    low[p], high[p], _U(counter + a), inverse, bottom, top,
-                    held, out_a, out_b, weight[chunk], weight[chunk + half],
-                )  # fmt: skip
+    parts = min(threads, positions)
+    for part in numba.prange(parts):
+        start, stop = positions * part // parts, positions * (part + 1) // parts
+        sums = np.empty(BLOCK * 2 * LANES, np.float32)
+        # A pair of chunks takes all runs in turn, so that its totals stay in the nearest cache.
+        for begin in range(start, stop, BLOCK):
+            end = min(begin + BLOCK, stop)
+            whole = end - (end - begin) % ABREAST
+            for c in range(pairs):
+                for t in range(tiles):
+                    first, depth = bounds[t], bounds[t + 1] - bounds[t]
+                    at = (t * pairs + c) * 2 * LANES
+                    for p in range(begin, whole, ABREAST):
+                        multiply_some(
+                            inputs, p * stride + first, stride, depth, packed, at * rows,
+                            sums, (p - begin) * 2 * LANES,
+                        )  # fmt: skip
+                    for p in range(whole, end):
+                        multiply_one(
+                            inputs, p * stride + first, stride, depth, packed, at * rows,
+                            sums, (p - begin) * 2 * LANES,
+                        )  # fmt: skip
+                    deviations, places = spread[t], out[t]
+                    number = _U(counter[t] + c * LANES)
+                    for p in range(begin, end):
+                        row = (p - begin) * 2 * LANES
+                        if noisy:
+                            convert_columns_noisy(
+                                sums, row, row + LANES, lifts, at, at + LANES, deviations[p],
+                                low[p], high[p], number, inverse, bottom, top,
+                                held, p * wide + places[c], p * wide + places[c + pairs],
+                                weight[c], weight[c + pairs],
+                            )  # fmt: skip
+                        else:
+                            convert_columns(
+                                sums, row, row + LANES, lifts, at, at + LANES, deviations[p],
+                                low[p], high[p], number, inverse, bottom, top,
+                                held, p * wide + places[c], p * wide + places[c + pairs],
+                                weight[c], weight[c + pairs],
+                            )  # fmt: skip
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
 def add_lookups(
     levels: NDArray[np.integer],
     scale: np.float32,
-    index: NDArray[np.uint8],
+    index: NDArray[np.uint64],
+    used: NDArray[np.int64],
     spread: NDArray[np.float32],
     shift: NDArray[np.float32],
     low: NDArray[np.uint32],
@@ -271,14 +321,15 @@ def add_lookups(
 ) -> None:
     """Add up levels by the bits of the inputs, convert the sums and add them to ``total``.
 
-    ``levels [T, GROUP groups, columns]`` times ``scale``; ``index [positions, T, digits, groups]``
-    as :func:`bits_of_rows` writes it, ``spread [positions, T, digits]``, ``digit`` what a digit
-    counts, ``tables`` as :func:`room_for_tables` gives, the rest as in :func:`add_columns`.
+    ``levels [T, GROUP groups, columns]`` times ``scale``; ``index [positions, T, words, groups]``
+    as :func:`bits_of_rows` writes it, of which run t has ``used[t]`` groups; ``spread [positions,
+    T, digits]``, ``digit`` what a digit counts, ``tables`` as :func:`room_for_tables` gives,
+    ``weight`` and ``out`` as in :func:`add_products`.
     """
-    positions, tiles, digits, groups = index.shape
-    columns = levels.shape[2]
+    positions, tiles, words, groups = index.shape
+    columns, digits = levels.shape[2], len(digit)
     half = columns // LANES // 2
-    flat, held = index.reshape(-1), total.reshape(-1)
+    flat, held = index.reshape(-1).view(np.uint8), total.reshape(-1)
     lifts, deviations = shift.reshape(-1), spread.reshape(-1)
     wide = total.shape[1]
     inverse, bottom, top = adc
@@ -286,29 +337,33 @@ def add_lookups(
     for part in numba.prange(parts):
         start, stop = positions * part // parts, positions * (part + 1) // parts
         table = tables[part]
-        for t in range(tiles):
-            lift = t * columns
-            for chunk in range(half):
-                a, b = chunk * LANES, (chunk + half) * LANES
-                _fill_table(levels[t], a, b, table)
-                first = t * digits * half * LANES + a
-                for p in range(start, stop):
-                    at = (p * tiles + t) * digits
-                    out_a, out_b = p * wide + out[t, chunk], p * wide + out[t, chunk + half]
-                    if noisy:
-                        convert_lookups_noisy(
-                            table, flat, at * groups, groups, digits, digit, scale,
-                            lifts, lift + a, lift + b, deviations, at, _U(half * LANES),
-                            low[p], high[p], _U(first), inverse, bottom, top,
-                            held, out_a, out_b, weight[chunk], weight[chunk + half],
-                        )  # fmt: skip
-                    else:
-                        convert_lookups(
-                            table, flat, at * groups, groups, digits, digit, scale,
-                            lifts, lift + a, lift + b, deviations, at, _U(half * LANES),
-                            low[p], high[p], _U(first), inverse, bottom, top,
-                            held, out_a, out_b, weight[chunk], weight[chunk + half],
-                        )  # fmt: skip
+        for begin in range(start, stop, LOOKUPS):
+            end = min(begin + LOOKUPS, stop)
+            for t in range(tiles):
+                lift = t * columns
+                for chunk in range(half):
+                    a, b = chunk * LANES, (chunk + half) * LANES
+                    _fill_table(levels[t], used[t], a, b, table)
+                    first = t * digits * half * LANES + a
+                    for p in range(begin, end):
+                        at = p * tiles + t
+                        out_a, out_b = p * wide + out[t, chunk], p * wide + out[t, chunk + half]
+                        if noisy:
+                            convert_lookups_noisy(
+                                table, flat, at * words * groups * 8, groups, used[t],
+                                digits, digit, scale, lifts, lift + a, lift + b,
+                                deviations, at * digits, _U(half * LANES),
+                                low[p], high[p], _U(first), inverse, bottom, top,
+                                held, out_a, out_b, weight[chunk], weight[chunk + half],
+                            )  # fmt: skip
+                        else:
+                            convert_lookups(
+                                table, flat, at * words * groups * 8, groups, used[t],
+                                digits, digit, scale, lifts, lift + a, lift + b,
+                                deviations, at * digits, _U(half * LANES),
+                                low[p], high[p], _U(first), inverse, bottom, top,
+                                held, out_a, out_b, weight[chunk], weight[chunk + half],
+                            )  # fmt: skip
 
 
 def room_for_tables(levels: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -320,10 +375,12 @@ def room_for_tables(levels: NDArray[np.integer]) -> NDArray[np.integer]:
 
 
 @numba.njit(nogil=True)
-def _fill_table(levels: NDArray[np.integer], a: int, b: int, table: NDArray[np.integer]) -> None:
+def _fill_table(
+    levels: NDArray[np.integer], groups: int, a: int, b: int, table: NDArray[np.integer]
+) -> None:
     """All sums of the rows of a group, for two chunks of columns side by side."""
     wide = 2 * LANES
-    for group in range(levels.shape[0] // GROUP):
+    for group in range(groups):
         base = group * ENTRIES * wide
         for lane in range(wide):
             table[base + lane] = 0

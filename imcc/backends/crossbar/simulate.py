@@ -254,11 +254,14 @@ def _read(
             )
         )
     lift = input_lift(op)
-    x, zero = x + lift, zero + lift
+    if lift:
+        x, zero = x + lift, zero + lift
     outputs = kind.blocks if kind.split else 1
     shape = _result_shape(op, x)
     reader = Reader(op, target, matrix, draws)
-    correction = -zero * _block_sums(matrix.codes, kind, outputs)
+    correction = torch.zeros(outputs, kind.columns, dtype=torch.float64)
+    if zero:
+        correction = -zero * _block_sums(matrix.codes, kind, outputs)
     factor = None
     if kind.code_offset and not kind.biased:
         factor = torch.full((outputs, kind.columns), -float(kind.code_offset), dtype=torch.float64)

@@ -28,6 +28,9 @@ from imcc.backends.crossbar.columns import GROUP, LANES, UNROLL
 
 ENTRIES = 1 << GROUP
 
+ABREAST = 2
+"""Positions whose sums fill the registers of most processors: 3 x 2 vectors of ``LANES``."""
+
 _I16, _I32, _F32, _F64 = ir.IntType(16), ir.IntType(32), ir.FloatType(), ir.DoubleType()
 cgutils: Any = typed_cgutils
 _SIZES = {_I16: 2, _I32: 4, _F32: 4, _F64: 8}
@@ -222,6 +225,30 @@ def _columns(noisy: bool) -> Callable[[Any, _Call], None]:
     return generate
 
 
+def _multiplied(rows: int) -> Callable[[Any, _Call], None]:
+    """Column sums of ``rows`` positions, in registers while the loop goes through the crossbar."""
+
+    def generate(b: Any, call: _Call) -> None:
+        integer, zero = call.depth.type, _same(_F32, 0.0)
+        held = [[cgutils.alloca_once_value(b, zero) for _ in range(2)] for _ in range(rows)]
+        starts = [call.x_at]
+        for _ in range(rows - 1):
+            starts.append(b.add(starts[-1], call.stride))
+        for item in (item for pair in held for item in pair):
+            b.store(zero, item)
+        with cgutils.for_range(b, call.depth) as loop:
+            inputs = [_spread(b, call.x.one(b.add(start, loop.index))) for start in starts]
+            at = b.add(call.levels_at, b.mul(loop.index, ir.Constant(integer, 2 * LANES)))
+            for side in range(2):
+                levels = call.levels.load(b.add(at, ir.Constant(integer, side * LANES)))
+                for value, pair in zip(inputs, held, strict=True):
+                    b.store(_multiply_add(b, value, levels, b.load(pair[side])), pair[side])
+        for number, item in enumerate(item for pair in held for item in pair):
+            call.sums.store(b.add(call.at, ir.Constant(integer, number * LANES)), b.load(item))
+
+    return generate
+
+
 def _lanes(b: Any, first: Any) -> Any:
     """``first``, ``first + 1``, ..."""
     steps = ir.Constant(_vector(_I32), [ir.Constant(_I32, lane) for lane in range(LANES)])
@@ -235,13 +262,14 @@ def _looked_up(b: Any, call: _Call, first: Any) -> list[Any]:
     size = ir.Constant(integer, wide)
     held = cgutils.alloca_once_value(b, ir.Constant(ir.VectorType(table.kind, wide), None))
     b.store(ir.Constant(ir.VectorType(table.kind, wide), None), held)
-    turns = b.udiv(call.groups, ir.Constant(integer, UNROLL))
+    turns = b.udiv(call.used, ir.Constant(integer, UNROLL))
     with cgutils.for_range(b, turns) as loop:
         group = b.mul(loop.index, ir.Constant(integer, UNROLL))
         value = b.load(held)
         for step in range(UNROLL):
             number = b.add(group, ir.Constant(integer, step))
-            entry = b.zext(call.index.one(b.add(first, number)), integer)
+            place = b.add(first, b.mul(number, ir.Constant(integer, 8)))
+            entry = b.zext(call.index.one(place), integer)
             entry = b.add(b.mul(number, ir.Constant(integer, ENTRIES)), entry)
             value = b.add(value, table.load(b.mul(entry, size), wide))
         b.store(value, held)
@@ -266,7 +294,10 @@ def _lookups(noisy: bool) -> Callable[[Any, _Call], None]:
         shift = [call.shift.load(place) for place in (call.shift_a, call.shift_b)]
         with cgutils.for_range(b, call.digits) as loop:
             digit = loop.index
-            sums = _looked_up(b, call, b.add(call.at, b.mul(digit, call.groups)))
+            # Eight digits of a group of rows are the bytes of one word.
+            eight = ir.Constant(digit.type, 8)
+            word = b.mul(b.mul(b.udiv(digit, eight), eight), call.groups)
+            sums = _looked_up(b, call, b.add(call.at, b.add(word, b.urem(digit, eight))))
             sums = [b.fadd(v, s) for v, s in zip(sums, shift, strict=True)]
             if noisy:
                 spread = [_spread(b, call.spread.one(b.add(call.spread_at, digit)))] * 2
@@ -305,15 +336,16 @@ convert_columns = _function(_COLUMNS, _columns(noisy=False))
 convert_columns_noisy = _function(_COLUMNS, _columns(noisy=True))
 
 _LOOKUPS = (
-    "table index at groups digits digit scale shift shift_a shift_b spread spread_at stride"
+    "table index at groups used digits digit scale shift shift_a shift_b spread spread_at stride"
     + _KEYS
     + _CONVERTER
 )
 convert_lookups = _function(_LOOKUPS, _lookups(noisy=False))
 """Twice ``LANES`` columns at one position, all digits: sums are looked up.
 
-The sum of digit d is ``scale * sum_g table[g, index[at + d groups + g]]``; its noise has the
-deviation ``spread[spread_at + d]`` and the counter ``counter + d stride + i``.
+The sum of digit d is ``scale * sum_g table[g, index[at + 8 g + d]]`` over ``used`` groups; eight
+digits on, the next ``groups``; its noise has the deviation ``spread[spread_at + d]`` and the
+counter ``counter + d stride + i``.
 """
 convert_lookups_noisy = _function(_LOOKUPS, _lookups(noisy=True))
 
@@ -326,6 +358,15 @@ def _draw(b: Any, call: _Call) -> None:
 
 draw_normals = _function("out at_a at_b" + _KEYS, _draw)
 """Twice ``LANES`` standard normals into ``out[at_a + i]`` and ``out[at_b + i]``."""
+
+_SUMS = "x x_at stride depth levels levels_at sums at"
+multiply_one = _function(_SUMS, _multiplied(1))
+"""Sums of twice ``LANES`` columns at one position into ``sums[at + lane]``.
+
+``sum_k x[x_at + k] * levels[levels_at + 2 LANES k + lane]`` over ``depth`` rows.
+"""
+multiply_some = _function(_SUMS, _multiplied(ABREAST))
+"""The same at ``ABREAST`` positions, whose inputs are ``stride`` apart."""
 
 sum_rows = _function("table at left right", _sum_rows)
 """``table[at + i] = table[left + i] + table[right + i]`` for twice ``LANES`` columns."""
