@@ -11,11 +11,11 @@ threads, for quantising alone, so that a busy machine does not change them.
 ``auto-round`` is the PyPI package, asymmetric, given the same sequences, one sample a step as the
 rows of ``tesseraq`` with ``--batch 1``; ``--auto-round-iterations`` sets its steps for each block.
 
-Steps, sequences and windows default to what two cores do in an evening (about six minutes of one
-thread for each row of SmolLM2); the published schedule is ``--rounds 20 --iterations 250
---learning-rate 1e-3 --sequences 512 --length 2048``, best with ``--device cuda``. ``--windows 0``
-evaluates the whole text. ``--quick`` takes minutes in all. Rows are kept in ``--save`` as they are
-done, and a run goes on from there.
+Steps, sequences and windows default to what two cores do in an evening (about ten minutes of one
+thread for each fitted row of SmolLM2). The published schedule is ``--rounds 20 --iterations 250
+--learning-rate 1e-3 --scale-learning-rate 1e-3 --sequences 512 --length 2048``, best with
+``--device cuda``. ``--windows 0`` evaluates the whole text. ``--quick`` takes minutes in all. Rows
+are kept in ``--save`` as they are done, and a run goes on from there.
 
     python -m benchmarks.ptq --json --save out/ptq.jsonl
 """
@@ -62,7 +62,8 @@ def pipeline(row: dict[str, Any], options: dict[str, Any]) -> str:
         parts.append(f"group={row['group']}")
     parts += [f'{key}="{value}"' for key, value in METHODS[row["method"]].items()]
     if row["method"] == "tesseraq":
-        parts += [f"{key}={options[key]}" for key in ("rounds", "iterations", "learning_rate")]
+        keys = ("rounds", "iterations", "learning_rate", "scale_learning_rate")
+        parts += [f"{key}={options[key]}" for key in keys]
         parts += [f"{key}=false" for key in ("tune_scale", "progressive") if options[f"no_{key}"]]
     parts += [f"batch={options['batch']}", f'device="{options["device"]}"']
     if options["plan"]:
@@ -257,6 +258,7 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=0.04)
+    parser.add_argument("--scale-learning-rate", type=float, default=0.004)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-tune-scale", action="store_true")
     parser.add_argument("--no-progressive", action="store_true")

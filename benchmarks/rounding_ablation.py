@@ -46,6 +46,7 @@ class Variant:
     rounds: int = 20
     iterations: int = 4
     learning_rate: float = 0.04
+    scale_learning_rate: float = 0.004
     tune_scale: bool = True
     progressive: bool = True
     sequences: int = 24
@@ -63,6 +64,7 @@ VARIANTS: dict[str, Variant] = {
     "neither": replace(REFERENCE, tune_scale=False, progressive=False, iterations=80),
     "2 rounds": replace(REFERENCE, rounds=2, iterations=40),
     "8 rounds": replace(REFERENCE, rounds=8, iterations=10),
+    "scales at the rate of choices": replace(REFERENCE, scale_learning_rate=0.04),
     "rate halved": replace(REFERENCE, learning_rate=0.02),
     "rate doubled": replace(REFERENCE, learning_rate=0.08),
     "20 steps": replace(REFERENCE, iterations=1, learning_rate=0.08),
@@ -115,7 +117,8 @@ class OneBlock:
         shares = Method(
             self.form[self.block.layers[0]], rounds=variant.rounds, progressive=variant.progressive
         ).shares
-        recipe = Recipe(variant.iterations, variant.learning_rate, seed)
+        rates = (variant.learning_rate, variant.scale_learning_rate)
+        recipe = Recipe(variant.iterations, rates[0], seed, rates[1])
         round_progressively(soft, loss, recipe, shares, lambda step, value: None)
         made = {}
         for layer, weight in self.weights.items():
@@ -195,6 +198,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
             "variant": name,
             "steps": variant.steps,
             "learning_rate": variant.learning_rate,
+            "scale_learning_rate": variant.scale_learning_rate,
             "tokens": variant.sequences * TOKENS,
             "error_over_awq": math.prod(shares) ** (1 / len(shares)),
             "by_block": [round(share, 4) for share in shares],

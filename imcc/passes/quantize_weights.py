@@ -79,7 +79,13 @@ class QuantizeWeights(Pass):
     )
     batch: int = option(default=4, minimum=1, doc="samples of a step")
     learning_rate: float = option(
-        default=1e-3, minimum=1e-8, maximum=1.0, doc="tesseraq: Adam's rate, for codes and scales"
+        default=1e-3, minimum=1e-8, maximum=1.0, doc="tesseraq: Adam's rate for choices"
+    )
+    scale_learning_rate: float | None = option(
+        default=None,
+        minimum=1e-8,
+        maximum=1.0,
+        doc="tesseraq: Adam's rate for scales; by default that of choices",
     )
     tune_scale: bool = option(default=True, doc="tesseraq: tune scales of dequantisation too")
     progressive: bool = option(
@@ -127,6 +133,7 @@ class QuantizeWeights(Pass):
             iterations=self.iterations,
             batch=self.batch,
             learning_rate=self.learning_rate,
+            scale_learning_rate=self.scale_learning_rate,
             tune_scale=self.tune_scale,
             progressive=self.progressive,
             storage=self.storage,

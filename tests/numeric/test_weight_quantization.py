@@ -234,6 +234,29 @@ def test_a_loss_that_is_not_finite_names_the_block():
     assert "layers.7" in str(caught.value)
 
 
+def test_scales_move_at_their_own_rate():
+    torch.manual_seed(5)
+    weight, target = torch.randn(4, 8), torch.randn(4, 8)
+
+    class Loss:
+        streams = type("Streams", (), {"chunks": (None,)})()
+        block = type("Block", (), {"name": "layer"})()
+
+        def __call__(self, index, weights):
+            return (weights["w"] - target).square().sum()
+
+    def moved(*rates):
+        held = Rounding(weight, Grid.fit(WeightFormat(3), weight), True)
+        choice, scale = (item.detach().clone() for item in held.parameters())
+        fit({"w": held}, Loss(), Recipe(1, 0.1, 0, *rates), lambda step, value: None)
+        after = list(held.parameters())
+        return (after[0] - choice).abs().max().item(), (after[1] - scale).abs().max().item()
+
+    # The first step of Adam is the rate.
+    assert moved() == pytest.approx((0.1, 0.1), rel=0.01)
+    assert moved(0.001) == pytest.approx((0.1, 0.001), rel=0.01)
+
+
 # -- the pass -------------------------------------------------------------------------------------
 
 

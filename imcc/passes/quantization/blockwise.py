@@ -60,6 +60,7 @@ class Method:
     iterations: int = 250
     batch: int = 4
     learning_rate: float = 1e-3
+    scale_learning_rate: float | None = None
     tune_scale: bool = True
     progressive: bool = True
     storage: str = "memory"
@@ -279,7 +280,7 @@ def _solve(
     soft = {
         layer.weight: Rounding(weights[layer], grids[layer], method.tune_scale) for layer in formats
     }
-    recipe = Recipe(method.iterations, method.learning_rate, seed)
+    recipe = Recipe(method.iterations, method.learning_rate, seed, method.scale_learning_rate)
     round_progressively(soft, loss, recipe, method.shares, report)
     coded = {layer: Coded(*soft[layer.weight].finish()) for layer in formats}
     return Solution(coded, folds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,11 +185,15 @@ class Clipping:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Length and rate of an optimisation: ``iterations`` steps of Adam over one chunk each."""
+    """Length and rates of an optimisation: ``iterations`` steps of Adam over one chunk each.
+
+    Scales of a rounding move at ``scale_learning_rate`` where there is one.
+    """
 
     iterations: int
     learning_rate: float
     seed: int
+    scale_learning_rate: float | None = None
 
 
 class BlockLoss:
@@ -237,13 +241,19 @@ class BlockLoss:
         return total / self.energy
 
 
-def adam(variables: Iterable[Rounding | Clipping], learning_rate: float) -> torch.optim.Adam:
+def adam(
+    variables: Iterable[Rounding | Clipping],
+    learning_rate: float,
+    scale_learning_rate: float | None = None,
+) -> torch.optim.Adam:
     """A fresh optimiser of all parameters, with ``SCALE_DECAY`` on the scales of a rounding."""
     groups = []
     for item in variables:
         for index, parameter in enumerate(item.parameters()):
-            decay = SCALE_DECAY if isinstance(item, Rounding) and index == 1 else 0.0
-            groups.append({"params": [parameter], "weight_decay": decay})
+            group: dict[str, Any] = {"params": [parameter]}
+            if isinstance(item, Rounding) and index == 1:
+                group |= {"weight_decay": SCALE_DECAY, "lr": scale_learning_rate or learning_rate}
+            groups.append(group)
     return torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
 
@@ -257,7 +267,7 @@ def fit(
 
     Raises :class:`DiagnosticError` that names the block if the loss stops being finite.
     """
-    optimiser = adam(variables.values(), recipe.learning_rate)
+    optimiser = adam(variables.values(), recipe.learning_rate, recipe.scale_learning_rate)
     # On the CPU for every device: the order of the steps is part of the result.
     generator = torch.Generator(CPU).manual_seed(recipe.seed)
     order: list[int] = []
@@ -296,7 +306,7 @@ def round_progressively(
         if shares:
             for item in variables.values():
                 item.harden(share)
-        part = Recipe(recipe.iterations, recipe.learning_rate, recipe.seed + number)
+        part = replace(recipe, seed=recipe.seed + number)
         fit(variables, loss, part, _later(step_done, number * recipe.iterations))
 
 
