@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 """A larger file is no target file and is not read."""
+MAX_DEPTH = 32
+"""Tables within tables; more are no target, and more than Python's stack holds."""
+MAX_DOTS = 1000
+"""Dots in one line: the time to read a dotted key grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -225,12 +229,36 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise error(codes.BAD_TARGET, f"{path} is larger than {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise error(codes.BAD_TARGET, f"{path} cannot be read: {wrong}") from None
+        raw = path.read_bytes()
+    except OSError as wrong:
+        raise error(codes.BAD_TARGET, f"{path} cannot be read: {wrong.strerror or wrong}") from None
     try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as wrong:
+        # Some editors put a byte order mark in front.
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as wrong:
+        raise error(
+            codes.BAD_TARGET,
+            f"{path} is not in UTF-8: byte 0x{raw[wrong.start]:02x}",
+            text=Location(str(path), raw.count(b"\n", 0, wrong.start) + 1),
+            help="save the file in UTF-8, the encoding of TOML",
+        ) from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > MAX_DOTS:
+            raise error(
+                codes.BAD_TARGET,
+                f"{path} has a line of more than {MAX_DOTS} dots",
+                text=Location(str(path), number),
+            )
+    try:
+        data = tomllib.loads(text)
+        _check_depth(data, str(path))
+        return data
+    except RecursionError:
+        raise error(
+            codes.BAD_TARGET,
+            f"{path} is not TOML that can be read: brackets lie too deep in one another",
+        ) from None
+    except ValueError as wrong:
         # TOMLDecodeError, or a number of more digits than Python converts.
         line, column = _place(str(wrong))
         raise error(
@@ -240,6 +268,15 @@ def _read(path: Path) -> dict[str, Any]:
             window=text_window(text, line, column),
             help="`imcc targets NAME` prints a valid file",
         ) from None
+
+
+def _check_depth(data: dict[str, Any], what: str) -> None:
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise error(codes.BAD_TARGET, f"{what}: tables lie more than {MAX_DEPTH} deep")
+        level = [inner for table in level for inner in table.values() if isinstance(inner, dict)]
 
 
 def _read_whole(path: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -281,15 +318,16 @@ def _place(message: str) -> tuple[int, int]:
 def _override(data: dict[str, Any], item: str) -> None:
     key, equals, value = item.partition("=")
     parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts) or not value.strip():
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH or not value.strip():
         raise error(
             codes.BAD_TARGET,
-            f"{item!r} does not set a key of the target",
+            f"{_short(repr(item))} does not set a key of the target",
             help="write KEY.PATH=VALUE, for instance adc.bits=6",
         )
     try:
         made = tomllib.loads(f"value = {value}")
         parsed = made["value"] if set(made) == {"value"} else value.strip()
+        _check_depth(made, f"setting {_short(repr(item))}")
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
     except (ValueError, RecursionError) as wrong:
@@ -384,7 +422,7 @@ def validate(model: type[Model], data: Mapping[str, Any], origin: str) -> Model:
 
 def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) -> Diagnostic:
     path = tuple(item["loc"])
-    shown = ".".join(map(str, path)) or "the file"
+    shown = ".".join(_key(str(part)) for part in path)
     kind = item["type"]
     if kind == "extra_forbidden":
         known = _keys_at(model, path[:-1])
@@ -404,8 +442,12 @@ def _diagnostic(model: type[BaseModel], item: Mapping[str, Any], origin: str) ->
     if kind in _BOUNDS:
         message = _bounds_at(model, path) or message
     found = item.get("input")
-    plain = isinstance(found, (bool, int, float, str, list))
-    suffix = f", found {_short(toml_value(found))}" if plain else ""
+    plain = isinstance(found, (bool, int, float, str, datetime.date, datetime.time))
+    suffix = ""
+    if plain or isinstance(found, list):
+        suffix = f", found {_short(toml_value(found))}"
+    elif isinstance(found, Mapping) and path and kind != "value_error":
+        suffix = ", found a table"
     where = f"key {shown}: " if path else ""
     return Diagnostic(
         codes.BAD_TARGET, f"{origin}: {where}{message}{suffix}", help=_help_at(model, path)

@@ -192,6 +192,22 @@ def test_a_fault_of_the_file_stays_its_own(tmp_path):
     assert item.message.startswith(f"{file}: key adc.bits")
 
 
+def test_a_file_may_start_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_bytes('\ufeffbase = "rram"\r\n[adc]\r\nbits = 6\r\n'.encode())
+    assert find_target(str(file)).keys.adc.bits == 6
+    file.write_bytes('base = "rram"\nsummary = "caf\xe9"\n'.encode("latin-1"))
+    (item,) = refused(str(file))
+    assert item.text.line == 2 and "not in UTF-8: byte 0xe9" in item.message
+    assert "save the file in UTF-8" in item.help
+
+
+def test_a_setting_that_is_too_deep():
+    for setting in (".".join("a" * 3000) + "=1", "adc=" + "{a=" * 300 + "1" + "}" * 300):
+        (item,) = refused("rram", setting)
+        assert len(item.message) < 400
+
+
 def test_a_name_that_no_file_can_have():
     (item,) = refused("x" * 5000)
     assert item.code.id == "IMC501" and len(item.message) < 300

@@ -319,9 +319,17 @@ TARGETS = {
     "base of a path": ('backend = "crossbar"', 'base = "../x.toml"', "key base"),
     "base that is no text": ('backend = "crossbar"', "base = 1979-05-27", "key base"),
     "huge number": ("rows = 128", "rows = " + "9" * 5000, "digits"),
-    "deep": ("bits = 1\n", "bits = " + "[" * 9000 + "]" * 9000 + "\n", "not TOML"),
+    "deep": ("bits = 1\n", "bits = " + "[" * 9000 + "]" * 9000 + "\n", "too deep"),
+    "deep table": ("[dac]", "[" + ".".join("x" * 50) + "]", "more than 32 deep"),
+    "long key": ("[dac]", "[" + ".".join("x" * 20000) + "]", "dots"),
+    "inline tables": ("bits = 1\n", "bits = " + "{a=" * 5000 + "1" + "}" * 5000 + "\n", "too deep"),
+    "huge float": ("clock_ns = 1.0", "clock_ns = 1e300", "at most 1e+12, found 1e+300"),
+    "tiny float": ("clock_ns = 1.0", "clock_ns = 1e-300", "at least 1e-06"),
+    "truth for a number": ("clock_ns = 1.0", "clock_ns = true", "found true"),
+    "date for a number": ("rows = 128", "rows = 1979-05-27", "found 1979-05-27"),
+    "empty key": ("bits = 1\n", 'bits = 1\n"" = 3\n', 'unknown key dac.""'),
     "too large": ("bits = 1\n", "bits = 1\n#" + "x" * (1 << 21) + "\n", "larger than"),
-    "binary": ("bits = 1\n", "bits = \udcff\n", "cannot be read"),
+    "binary": ("bits = 1\n", "bits = \udcff\n", "not in UTF-8"),
 }
 
 

@@ -402,7 +402,8 @@ def read_table(path: Path) -> list[list[float]]:
                         f"{path} has no column {wanted!r}",
                         text=Location(str(path), 1),
                         suggestions=nearest(wanted, names),
-                        help=f"the first line must name the columns {', '.join(TABLE_COLUMNS)}",
+                        help=f"the first line must name the columns {','.join(TABLE_COLUMNS)}, "
+                        "with commas between them",
                     )
             reader.fieldnames = names
             rows: list[list[float]] = []
