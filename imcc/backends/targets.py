@@ -242,8 +242,8 @@ def _read(path: Path) -> dict[str, Any]:
             text=Location(str(path), raw.count(b"\n", 0, wrong.start) + 1),
             help="save the file in UTF-8, the encoding of TOML",
         ) from None
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.count(".") > MAX_DOTS:
+    for number, written in enumerate(text.splitlines(), 1):
+        if written.count(".") > MAX_DOTS:
             raise error(
                 codes.BAD_TARGET,
                 f"{path} has a line of more than {MAX_DOTS} dots",

@@ -46,7 +46,15 @@ def test_missing_file():
         ('array.rows="many"', ["key array.rows", "valid integer"]),
         ("array.rows=0", ["key array.rows", "at least 1 and at most 4096"]),
         ("adc.columns_per_adc=129", ["columns_per_adc (129)", "array.columns (128)"]),
-        ("adc.range=exact", ["adc.range", "128 rows sums to up to 384", "codes up to 255"]),
+        (
+            "adc.range=exact",
+            [
+                "adc.range",
+                "128 rows sums to up to 384",
+                "codes up to 255",
+                "adc.bits = 9 or array.rows = 85",
+            ],
+        ),
         ("adc.range=fixed", ["key adc", "full_scale"]),
         ("adc.full_scale=9.0", ["key adc", "full_scale"]),
         ("device.levels=3", ["array.cell_bits (2) needs 4 levels", "device.levels is 3"]),
@@ -190,6 +198,19 @@ def test_a_fault_of_the_file_stays_its_own(tmp_path):
     file.write_text('base = "rram"\n[adc]\nbits = 99\n')
     (item,) = refused(str(file), "dac.bits=2")
     assert item.message.startswith(f"{file}: key adc.bits")
+
+
+@pytest.mark.parametrize("converts", ["column", "pair"])
+def test_the_bits_and_rows_that_exact_conversion_is_said_to_take_are_enough(converts):
+    exact = ["adc.range=exact", f"adc.converts={converts}", "adc.bits=7"]
+    (item,) = refused("rram", *exact)
+    bits, rows = re.search(
+        r"it takes adc.bits = (\d+) or array.rows = (\d+)", item.message
+    ).groups()
+    assert find_target("rram", [*exact, f"adc.bits={bits}"])
+    assert find_target("rram", [*exact, f"array.rows={rows}"])
+    refused("rram", *exact, f"adc.bits={int(bits) - 1}")
+    refused("rram", *exact, f"array.rows={int(rows) + 1}")
 
 
 def test_a_file_may_start_with_a_byte_order_mark_and_must_be_utf_8(tmp_path):

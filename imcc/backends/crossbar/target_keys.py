@@ -442,12 +442,15 @@ class TargetKeys(Keys):
         if adc.converts == "pair" and adc.bits < 2:
             raise ValueError("adc.bits must be at least 2 for signed conversions of pairs")
         if adc.range == "exact":
-            largest = array.rows * (2**array.cell_bits - 1) * (2**self.dac.bits - 1)
-            codes = 2 ** (adc.bits - 1) - 1 if adc.converts == "pair" else 2**adc.bits - 1
+            one = (2**array.cell_bits - 1) * (2**self.dac.bits - 1)
+            largest, sign = array.rows * one, adc.converts == "pair"
+            codes = 2 ** (adc.bits - sign) - 1
             if largest > codes:
+                fit = f" or array.rows = {codes // one}" if codes >= one else ""
                 raise ValueError(
                     f'adc.range = "exact": a column of {array.rows} rows sums to up to {largest}, '
-                    f"adc.bits = {adc.bits} has codes up to {codes}"
+                    f"adc.bits = {adc.bits} has codes up to {codes}: it takes adc.bits = "
+                    f"{largest.bit_length() + sign}{fit}"
                 )
         if self.activity.idle_reads == "skip" and (adc.offset_lsb or self.dac.offset_lsb):
             raise ValueError(
