@@ -8,7 +8,7 @@ from typing import IO, Any
 from imcc.backends.api import find_backend
 from imcc.driver.compiled import CompiledModel
 from imcc.report.costs import op_entries
-from imcc.report.tables import console_of, percent, plain, quantity, share, table_of
+from imcc.report.tables import console_of, percent, plain, print_line, quantity, share, table_of
 
 Rows = list[dict[str, Any]]
 
@@ -143,13 +143,23 @@ def print_rows(title: str, rows: Rows, file: IO[str]) -> None:
     if not rows:
         console.print(plain(f"{title}: nothing to show"))
         return
+    # Sources are sentences: they stand below, under their numbers.
+    sources: dict[str, int] = {}
+    for row in rows:
+        if row.get("source"):
+            sources.setdefault(row["source"], len(sources) + 1)
     table = table_of(title, *(_heading(key) for key in rows[0]))
     for column in table.columns:
         if column.header in _TEXT:
             column.justify = "left"
     for row in rows:
-        table.add_row(*(_cell(key, value) for key, value in row.items()))
+        numbered = dict(row)
+        if "source" in row:
+            numbered["source"] = f"[{sources[row['source']]}]" if row["source"] else ""
+        table.add_row(*(_cell(key, value, numbered) for key, value in numbered.items()))
     console.print(table)
+    for source, number in sources.items():
+        print_line(console, f"[{number}] {source}")
 
 
 _UNITS = {"_pj": "pJ", "_ns": "ns", "_um2": "um2"}
@@ -162,7 +172,9 @@ def _heading(key: str) -> str:
     return "time" if key == "seconds" else key
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(key: str, value: Any, row: Mapping[str, Any]) -> str:
+    if value is None and key in ("area_um2", "leakage_pj") and row.get("instances", 1) is None:
+        return "-"  # of what is not on the chip, or counts with another component
     for ending, unit in _UNITS.items():
         if key.endswith(ending):
             return quantity(value, unit)

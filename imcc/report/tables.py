@@ -11,7 +11,15 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return "unknown"
     scales = {
-        "pJ": [(1e12, "J"), (1e9, "mJ"), (1e6, "uJ"), (1e3, "nJ"), (1.0, "pJ"), (1e-3, "fJ")],
+        "pJ": [
+            (1e12, "J"),
+            (1e9, "mJ"),
+            (1e6, "uJ"),
+            (1e3, "nJ"),
+            (1.0, "pJ"),
+            (1e-3, "fJ"),
+            (1e-6, "aJ"),
+        ],
         "ns": [(1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"), (1e-3, "ps")],
         "um2": [(1.0, "um2")],
     }

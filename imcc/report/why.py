@@ -253,7 +253,7 @@ class _Asked:
     def _area(self, name: str, count: float | None) -> Reason:
         figure = figure_of(self.point, name, "area")
         if figure is None or count is None:
-            why = "no figure for it" if figure is None else "no instances of its own"
+            why = "no instances of its own" if count is None else "no figure for it"
             return Reason(name, None, "um2", why, count, figure)
         return Reason(name, count * figure["value"], "um2", "", count, figure)
 

@@ -185,6 +185,13 @@ def test_chip_that_is_too_small_says_what_is_missing():
     (item,) = caught.value.diagnostics
     assert item.code.id == "IMC504"
     assert "needs 3 tiles, the chip has 2: 1 are missing" in item.message
+    assert "share_tiles = true, which takes 1," in item.help
+    module, target = compiled("hierarchy.tiles_per_chip=1", "hierarchy.share_tiles=true")
+    assert BACKEND.cost(module, "inference", target).resources["tiles"] == 1
+    small = ["hierarchy.crossbars_per_pe=1", "hierarchy.pes_per_tile=1"]
+    with pytest.raises(DiagnosticError) as caught:
+        compiled("hierarchy.tiles_per_chip=2", "hierarchy.share_tiles=true", *small)
+    assert "share_tiles" not in caught.value.diagnostics[0].help
 
 
 def test_ops_run_one_after_another():

@@ -3,12 +3,14 @@
 import functools
 import io
 import re
+import types
 
 import pytest
 import torch
 from torch import nn
 
 import imcc
+from imcc.report.by import CUTS, print_rows
 from imcc.report.compare import compare, print_compare
 from imcc.report.overview import print_report
 from imcc.report.tables import quantity
@@ -158,6 +160,23 @@ def test_rows_and_titles_fit_the_terminal(width, monkeypatch):
     wide = shown(report, monkeypatch, 200)
     for title in ("Costliest layers", "Components"):
         assert rows_of(text, title) == rows_of(wide, title)
+
+
+def test_sources_of_components_stand_below_their_table():
+    report = report_of("spikesim")
+    held = report["entry_points"]["inference"]["components"]
+    compiled = types.SimpleNamespace(report_data=report)
+    screen = io.StringIO()
+    print_rows("By component", CUTS["component"](compiled, "inference"), screen)
+    lines = screen.getvalue().splitlines()
+    rows = [line.split() for line in lines if line.split() and line.split()[0] in held]
+    assert len(rows) == len(held) and max(map(len, lines)) <= 100
+    (shift,) = [row for row in rows if row[0] == "shift_add"]
+    assert any(line.startswith(f"  {shift[-1]} SpikeSim: DIFF") for line in lines)
+    # What is not on the chip has no area that could be unknown.
+    (pins,) = [row for row in rows if row[0] == "off_chip"]
+    assert "unknown" not in pins
+    assert "unknown" in next(row for row in rows if row[0] == "row_driver")
 
 
 def test_comparison_names_what_sums_leave_out():

@@ -57,14 +57,17 @@ class Place(Pass):
         places, tiles = _places(states, copies, target)
         limit = target.keys.hierarchy.tiles_per_chip
         if limit is not None and tiles > limit:
-            missing = tiles - limit
+            missing, used = tiles - limit, sum(states.values())
+            advice = "raise hierarchy.tiles_per_chip, "
+            if not target.keys.hierarchy.share_tiles:
+                packed = -(-used // target.crossbars_per_tile)
+                advice += f"set hierarchy.share_tiles = true, which takes {packed}, "
             raise error(
                 codes.DOES_NOT_FIT,
                 f"the network needs {tiles} tiles, the chip has {limit}: {missing} are "
-                f"missing ({sum(states.values())} crossbars of {len(places)} matrices; "
+                f"missing ({used} crossbars of {len(places)} matrices; "
                 f"a tile holds {target.crossbars_per_tile})",
-                help="raise hierarchy.tiles_per_chip, set hierarchy.share_tiles = true, or "
-                "quantise weights to fewer bits",
+                help=f"{advice}or quantise weights to fewer bits",
             )
         for item in places.values():
             item["xbar__hops"] = mesh_hops(item["xbar__first_tile"], item["xbar__tiles"], tiles)
