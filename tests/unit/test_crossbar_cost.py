@@ -181,8 +181,11 @@ def test_every_component_of_the_library_has_a_source():
     ("setting", "words"),
     [
         ('components.noc={ library = "noc_ruoter" }', ["components.noc.library", "noc_router"]),
-        ("components.adc.library=sar_adc_isaac", ["components.adc", "source of its own"]),
-        ("technology.node_nm=5", ["technology.node_nm", "greater than or equal to 7"]),
+        (
+            'components.adc={ library = "sar_adc_isaac", source = "x" }',
+            ["components.adc", "source of its own"],
+        ),
+        ("technology.node_nm=5", ["technology.node_nm", "at least 7"]),
         ("components.adc.node_nm=180", ["components.adc.node_nm", "180 nm cannot be scaled"]),
         ("hierarchy.max_copies=0", ["hierarchy.max_copies"]),
         ("scheduling.mode=parallel", ["scheduling.mode", "'pipelined'"]),
