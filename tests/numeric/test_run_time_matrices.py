@@ -442,7 +442,7 @@ def test_a_size_that_nobody_states_is_asked_for():
     "setting, key, words",
     [
         ("dynamic.device.levelz=4", "dynamic.device.levelz", "unknown key"),
-        ("dynamic.array.rows=0", "dynamic.array.rows", "greater than or equal to 1"),
+        ("dynamic.array.rows=0", "dynamic.array.rows", "at least 1 and at most 4096"),
         ("dynamic.device.levels=2", "dynamic", "needs 4 levels"),
         ("dynamic.pulses_per_row=1.0", "dynamic", "below pulses_per_cell"),
         ("dynamic.matrices=sram", "dynamic.matrices", "'digital' or 'crossbar'"),
