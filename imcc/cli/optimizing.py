@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,11 +27,15 @@ def microseconds(text: str) -> float:
     found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ns|us|ms|s)\s*", text)
     try:
         if found is not None:
-            return float(found[1]) * _UNITS[found[2]]
+            made = float(found[1]) * _UNITS[found[2]]
+            if math.isfinite(made):
+                return made
     except ValueError:
         pass
     raise error(
-        codes.USAGE, f"{text!r} is no time", help="write a number and a unit: 500us, 2.5ms, 80ns"
+        codes.USAGE,
+        f"{text!r} is no time",
+        help="write a positive number and a unit: 500us, 2.5ms, 80ns",
     )
 
 

@@ -59,7 +59,8 @@ def show_training(report: dict[str, Any]) -> None:
         f"reads {recipe['reads']}, noise {'on' if recipe['noise'] else 'off'}"
     )
     click.echo(
-        f"loss: {loss['first']:.4f} at first, {loss['last']:.4f} at last (means of 10 steps)"
+        f"loss: {loss['first']:.4f} at first, {loss['last']:.4f} at last (means of "
+        f"{loss['averaged_steps']} steps)"
     )
     click.echo(f"trained: {len(report['trained'])} tensors")
     if report["untouched"]:
@@ -70,7 +71,8 @@ def show_training(report: dict[str, Any]) -> None:
         for when in ("before", "after"):
             held = report["accuracy"][when]
             noisy = held["noisy"]
+            spread = f" +- {noisy['std']:.4f}" if noisy["trials"] > 1 else ""
             click.echo(
                 f"{when}: float {held['float']:.4f}, noise-free {held['noise_free']:.4f}, noisy "
-                f"{noisy['mean']:.4f} +- {noisy['std'] or 0.0:.4f} over {noisy['trials']} trials"
+                f"{noisy['mean']:.4f}{spread} over {noisy['trials']} trials"
             )

@@ -33,7 +33,7 @@ NOTES = (
 """What every training does, whatever the model does under torch's train()."""
 
 AVERAGED = 10
-"""Steps that the first and the last loss of a report are means over."""
+"""Steps that the first and the last loss of a report are means over, at most half of all."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def train_file(
             "after": after.report()["accuracy"],
         }
     backend = find_backend(target.backend)
+    averaged = max(1, min(AVERAGED, len(made.losses) // 2))
     report = {
         "imcc_version": __version__,
         "model": {"name": start.model, "file": start.file},
@@ -117,8 +118,9 @@ def train_file(
         "recipe": dataclasses.asdict(recipe),
         "batches": len(batches),
         "loss": {
-            "first": _mean(made.losses[:AVERAGED]),
-            "last": _mean(made.losses[-AVERAGED:]),
+            "first": _mean(made.losses[:averaged]),
+            "last": _mean(made.losses[-averaged:]),
+            "averaged_steps": averaged,
             "steps": list(made.losses),
         },
         "trained": list(made.trained),

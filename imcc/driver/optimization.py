@@ -9,6 +9,7 @@ may lie (:meth:`ReuseSearch.candidates`), which of these is best after a short t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ from imcc.passes.infrastructure import (
 from imcc.passes.reuse.placement import candidates
 from imcc.passes.reuse.sites import attention_sites
 from imcc.training import Batch, Loss, NoisyProgram, Recipe, fine_tune
+from imcc.training.fine_tuning import scalar_loss
 
 SHARE = 0.2
 """TReX ranks placements by training on a fifth of the data."""
@@ -233,14 +235,21 @@ class ReuseSearch:
         steps = self.options.rank_steps if self.options.rank_steps is not None else len(part)
         made: list[Ranked] = []
         for encoders, name in found.items():
-            trained = self.train(self.insert(encoders), part, steps)
+            trained = self.train(self.insert(encoders), part, steps, "rank")
             made.append(Ranked(encoders, name, self.mean_loss(trained, held_out), trained))
         return sorted(made, key=lambda item: item.held_out_loss)
 
     def train(
-        self, start: Trained, batches: Sequence[Batch] | None = None, steps: int | None = None
+        self,
+        start: Trained,
+        batches: Sequence[Batch] | None = None,
+        steps: int | None = None,
+        purpose: str = "train",
     ) -> Trained:
-        """Step 4: train a program through the target's noisy simulator."""
+        """Step 4: train a program through the target's noisy simulator.
+
+        ``purpose`` is in the name of the checkpoint: short trainings see other batches.
+        """
         if self.loss is None:
             raise error(codes.BAD_DATA, "training needs data and a loss")
         given = batches if batches is not None else self.batches
@@ -262,7 +271,7 @@ class ReuseSearch:
             recipe,
             target=self.target,
             calibration=self.calibration,
-            checkpoint=self._checkpoint(start.encoders, count),
+            checkpoint=self._checkpoint(purpose, start.encoders, count),
             progress=self.progress,
         )
         return Trained(start.encoders, made.module, made.resources, made.losses)
@@ -289,7 +298,15 @@ class ReuseSearch:
                     trial=number,
                     linear_reads=self.options.reads == "linear",
                 )
-                total += float(self.loss(outputs, rest))
+                total += float(scalar_loss(self.loss, outputs, rest))
+        if not math.isfinite(total):
+            named = ", ".join(map(str, trained.encoders)) or "none"
+            raise error(
+                codes.NUMERIC,
+                f"the loss on held-out batches is {total} with reuse in encoders {named}",
+                help="lower the learning rate, or check the data and loss() for numbers that are "
+                "not finite",
+            )
         return total / max(len(batches), 1)
 
     def best(self, count: int) -> tuple[list[Ranked], Trained]:
@@ -331,11 +348,11 @@ class ReuseSearch:
         decide = self.batches[count - held_out :]
         return self.batches[: count - held_out], decide[: self.options.held_out_batches]
 
-    def _checkpoint(self, encoders: tuple[int, ...], steps: int) -> Path | None:
+    def _checkpoint(self, purpose: str, encoders: tuple[int, ...], steps: int) -> Path | None:
         if self.options.folder is None:
             return None
         name = "-".join(map(str, encoders)) or "none"
-        return self.options.folder / f"reuse-{name}-{steps}-steps"
+        return self.options.folder / f"{purpose}-{name}-{steps}-steps"
 
 
 def optimize_file(
@@ -365,6 +382,12 @@ def optimize_file(
     untouched = Trained((), search.start.module, search.start.resources)
     made = [search.compile(untouched)]
     points = [point_of("without reuse", untouched, made[0])]
+    if not points[0]["edap_pj_ns_um2"]:
+        raise error(
+            codes.BAD_OPTION,
+            f"target {options.target} gives no cost to weigh accuracy against",
+            help="choose a target of hardware; `imcc targets` lists them",
+        )
     kept = [untouched]
     rankings: list[dict[str, Any]] = []
     if any(counts):

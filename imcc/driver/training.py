@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -64,6 +65,7 @@ def _inputs(given: Any, signature: Signature, number: int) -> tuple[Tensor, ...]
 def training_loss(loss: Callable[[Any, Any], Any], signature: Signature) -> Loss:
     """The user's ``loss(outputs, batch)`` on a program's flat outputs."""
 
+    @functools.wraps(loss)
     def made(outputs: list[Tensor], batch: Any) -> Tensor:
         value: Tensor = loss(signature.rebuild(outputs), batch)
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def fine_tune(
     state = TrainingState.start(weights, recipe.learning_rate, recipe.weight_decay)
     keeper: TrainingCheckpoint | None = None
     if checkpoint is not None:
-        identity = _identity(program, weights, batches, recipe)
+        identity = _identity(program, weights, batches, loss, recipe)
         keeper = TrainingCheckpoint(Path(checkpoint), identity)
         keeper.restore(state)
     order = _Order(len(batches), recipe.seed)
@@ -185,7 +186,7 @@ def _step(
         noisy=recipe.noise,
         linear_reads=recipe.reads == "linear",
     )
-    made = _scalar(loss, outputs, rest)
+    made = scalar_loss(loss, outputs, rest)
     value = float(made.detach())
     if not math.isfinite(value):
         raise error(
@@ -214,7 +215,8 @@ def _step(
     state.losses.append(value)
 
 
-def _scalar(loss: Loss, outputs: list[Tensor], batch: Any) -> Tensor:
+def scalar_loss(loss: Loss, outputs: list[Tensor], batch: Any) -> Tensor:
+    """What the user's loss gives; raises :class:`DiagnosticError` unless it is one number."""
     help_line = "write it as:\ndef loss(outputs, batch):\n    return " + (
         "torch.nn.functional.cross_entropy(outputs, batch[1])"
     )
@@ -229,11 +231,15 @@ def _scalar(loss: Loss, outputs: list[Tensor], batch: Any) -> Tensor:
             help=help_line,
         ) from wrong
     if not isinstance(made, Tensor) or made.numel() != 1:
-        found = f"of shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        found = type(made).__name__
+        if isinstance(made, Tensor):
+            found = f"a tensor of shape {list(made.shape)}"
         raise error(
-            codes.BAD_DATA, f"loss(outputs, batch) returned {found}, not a scalar", help=help_line
+            codes.BAD_DATA,
+            f"loss(outputs, batch) returned {found}, not a scalar",
+            help=help_line,
         )
-    if not made.requires_grad:
+    if torch.is_grad_enabled() and not made.requires_grad:
         raise error(
             codes.BAD_DATA,
             "the loss has no gradient",
@@ -275,17 +281,40 @@ def _with(
 
 
 def _identity(
-    program: NoisyProgram, weights: dict[str, Tensor], batches: Sequence[Batch], recipe: Recipe
+    program: NoisyProgram,
+    weights: dict[str, Tensor],
+    batches: Sequence[Batch],
+    loss: Loss,
+    recipe: Recipe,
 ) -> str:
-    """What the result depends on: program, target, recipe, first weights, training data."""
+    """What the result depends on: program, target, recipe, first weights, training data, loss.
+
+    Where the model's file lies and what it is called play no part.
+    """
+    from torch.utils._pytree import tree_leaves
+
     from imcc.ir.text import print_module
 
     fixed = dataclasses.replace(recipe, save_every=1)
     digest = hashlib.sha256(f"{fixed} {program.target.sha256}".encode())
-    digest.update(print_module(program.module).encode())
+    # Behind the format's version and the module's name.
+    program_text = print_module(program.module, locations=False).split("\n", 2)[2]
+    digest.update(program_text.encode())
+    digest.update(_source(loss).encode())
     for name, tensor in weights.items():
         digest.update(f"{name} {tensor_sha256(tensor)}".encode())
-    for inputs, _ in batches:
-        for item in inputs:
-            digest.update(tensor_sha256(item).encode())
+    for batch in batches:
+        for item in tree_leaves(batch):
+            shown = tensor_sha256(item) if isinstance(item, Tensor) else repr(item)
+            digest.update(shown.encode())
     return digest.hexdigest()
+
+
+def _source(loss: Loss) -> str:
+    """The text of a loss, of its code where there is no text; wrappers are looked through."""
+    loss = inspect.unwrap(loss)
+    try:
+        return inspect.getsource(loss)
+    except (OSError, TypeError):
+        code = getattr(loss, "__code__", None)
+        return repr((code.co_code, code.co_consts, code.co_names)) if code else repr(type(loss))

@@ -602,7 +602,12 @@ def test_conductance_search_and_what_it_refuses():
     _, context = mapped(module, [inputs], target, "kv-clip-conductance{budget=4}", "map-crossbars")
     row = context.measurements["kv-clip-conductance"][0]
     assert row["error"] <= row["error_unclipped"]
-    for options in ("{alpha=0.5 beta=0.5}", "{alpha=1.0 beta=0.01}", "{alpha=1.0 beta=2.0}"):
+    for options in (
+        "{alpha=0.5 beta=0.5}",
+        "{alpha=1.0 beta=0.01}",
+        "{alpha=1.0 beta=2.0}",
+        "{alpha=1000000.0 beta=0.5}",
+    ):
         with pytest.raises(DiagnosticError) as caught:
             mapped(module, [inputs], target, f"kv-clip-conductance{options}", "map-crossbars")
         assert caught.value.diagnostics[0].code == codes.BAD_OPTION

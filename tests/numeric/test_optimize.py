@@ -148,7 +148,39 @@ def test_neither_or_both_goals_are_refused(file, capsys):
     assert "3 of 3 encoders" in capsys.readouterr().err
 
 
+def test_short_and_whole_trainings_of_equal_length_keep_checkpoints_apart(file, tmp_path):
+    given = options(counts=(1,), steps=2, compare_trained=False, folder=tmp_path / "kept")
+    first, second = optimize_file(str(file), given), optimize_file(str(file), given)
+    assert first.report["optimization"]["points"] == second.report["optimization"]["points"]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} >= {"rank-1-2-steps"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "code", "message"),
+    [
+        ('reduction="none")', "IMC704", "a tensor of shape"),
+        (") * float('nan')", "IMC406", "the loss on held-out batches is nan"),
+    ],
+)
+def test_a_loss_that_cannot_rank_is_refused(tmp_path, loss, code, message):
+    path = tmp_path / "net.py"
+    start, call, end = MODEL.rpartition("cross_entropy(outputs, batch[1])")
+    assert call
+    path.write_text(f"{start}{call[:-1]}{', ' if loss[0] == 'r' else ''}{loss}{end}")
+    with pytest.raises(DiagnosticError) as caught:
+        optimize_file(str(path), options(counts=(1,), steps=0, rank_steps=0, init="identity"))
+    (item,) = caught.value.diagnostics
+    assert item.code.id == code and message in item.message
+
+
+def test_a_target_without_costs_is_refused(file):
+    with pytest.raises(DiagnosticError, match="gives no cost"):
+        optimize_file(str(file), options(target="reference", counts=(1,)))
+
+
 def test_times():
+    with pytest.raises(DiagnosticError):
+        microseconds("1e400us")
     assert microseconds("500us") == 500.0
     assert microseconds("2.5 ms") == 2500.0
     assert microseconds("80ns") == pytest.approx(0.08)

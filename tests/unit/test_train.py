@@ -104,6 +104,31 @@ def test_the_command_writes_weights_under_the_users_names(tmp_path: Path) -> Non
     assert "exists already" in message
 
 
+def test_a_checkpoint_belongs_to_data_and_loss_and_not_to_a_place(tmp_path: Path) -> None:
+    kept = str(tmp_path / "kept")
+
+    def train(name: str, text: str) -> tuple[int, str, str]:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        return run(
+            *("train", str(file), "--steps", "1", "--reads", "linear", "--trials", "1"),
+            *("--checkpoint", kept, "-o", str(tmp_path / "w.safetensors"), "--force"),
+        )
+
+    code, text, _ = train("model.py", MODEL + TRAINING)
+    assert code == 0 and "(means of 1 steps)" in text and "+-" not in text
+    assert train("moved/other.py", "# moved\n" + MODEL + TRAINING)[0] == 0
+    for old, new in (
+        ("LABELS.split(8)))", "(LABELS + 1).remainder(3).split(8)))"),
+        ("batch[1])\n", "batch[1]) * 2\n"),
+    ):
+        changed = TRAINING.replace(old, new)
+        assert changed != TRAINING
+        code, _, errors = train("model.py", MODEL + changed)
+        assert code == 1 and "was made by a run with other weights" in errors
+
+
 def test_missing_functions_show_the_lines_to_write(tmp_path: Path) -> None:
     file = tmp_path / "model.py"
     for added, wanted in (

@@ -9,10 +9,13 @@ from imcc.ir.module import FORMAT_VERSION, Function, FunctionResult, Module
 from imcc.ir.ops import Op
 
 
-def print_module(module: Module, *, resource_file: str | None = None) -> str:
+def print_module(
+    module: Module, *, resource_file: str | None = None, locations: bool = True
+) -> str:
     """Canonical text of a module; ends in a newline.
 
-    ``resource_file`` is written in place of the module's own where it is given.
+    ``resource_file`` is written in place of the module's own where it is given. Without
+    ``locations`` places in the user's files are left out.
     """
     head = f'module @{module.name} phase("{module.phase}")'
     if module.sizes:
@@ -29,7 +32,7 @@ def print_module(module: Module, *, resource_file: str | None = None) -> str:
         init = f" init(@{state.init})" if state.init is not None else ""
         lines.append(f"  state @{state.name} : {state.type}{init}")
     for function in module.functions.values():
-        lines.extend("  " + line for line in _function_lines(function))
+        lines.extend("  " + line for line in _function_lines(function, locations))
     lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -39,14 +42,14 @@ def print_function(function: Function) -> str:
     return "\n".join(_function_lines(function))
 
 
-def _function_lines(function: Function) -> list[str]:
+def _function_lines(function: Function, locations: bool = True) -> list[str]:
     arguments = ", ".join(
         f"%{value.name}: {value.type}" + (f" state(@{state})" if state is not None else "")
         for value, state in zip(function.arguments, function.argument_states, strict=True)
     )
     target = f" target({json.dumps(function.target)})" if function.target is not None else ""
     head = f"func @{function.name}({arguments}) -> {_results(function.results)}{target} {{"
-    return [head, *("  " + print_op(op) for op in function.ops), "}"]
+    return [head, *("  " + print_op(op, locations) for op in function.ops), "}"]
 
 
 def _results(results: list[FunctionResult]) -> str:
@@ -57,7 +60,7 @@ def _results(results: list[FunctionResult]) -> str:
     return shown[0] if len(shown) == 1 else f"({', '.join(shown)})"
 
 
-def print_op(op: Op) -> str:
+def print_op(op: Op, locations: bool = True) -> str:
     """Canonical text of one op, one line, not indented."""
     parts: list[str] = []
     if op.results:
@@ -86,7 +89,7 @@ def print_op(op: Op) -> str:
         parts.append(" {" + ", ".join(pairs) + "}")
     if op.results:
         parts.append(" : " + ", ".join(str(value.type) for value in op.results))
-    if op.loc:
+    if op.loc and locations:
         places = ", ".join(
             f"{json.dumps(place.file, ensure_ascii=False)}:{place.line}" for place in op.loc
         )

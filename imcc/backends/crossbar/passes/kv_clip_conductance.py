@@ -63,6 +63,13 @@ class KvClipConductance(Pass):
                 f"{g_min:g}: every cell would be at g_min",
                 help=f"choose beta above {g_min:g} and at most 1",
             )
+        if self.alpha is not None and (1 + self.alpha) * g_min >= 1:
+            raise error(
+                codes.BAD_OPTION,
+                f"pass {self.name}, option alpha: {self.alpha:g} times g_min = {g_min:g} is the "
+                "whole range: every cell would be at g_min",
+                help=f"choose alpha below {1 / g_min - 1:g}",
+            )
         rewriter = context.rewriter(module, self.name)
         count = 0
         for function in module.functions.values():
