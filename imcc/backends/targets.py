@@ -182,6 +182,8 @@ def _blamed(
 
     A fault that names no such key is theirs as well where the file alone has none.
     """
+    # Of settings of one key the last holds.
+    overrides = list({_setting_key(item): item for item in overrides}.values())
     try:
         _loaded(name, copy.deepcopy(data), origin)
         unnamed: Sequence[str] = overrides

@@ -47,17 +47,24 @@ def export_checkpoint(made: CompiledModel, model: torch_nn.Module, folder: str |
     ``model`` is the torch module that ``made`` was compiled from, or a module that holds it; it
     needs a ``config`` with ``to_dict()``. A layer whose codes the format cannot hold (a last group
     that is short, a convolution) is written dense, as the values that its codes stand for, and
-    named in the result. Raises :class:`DiagnosticError` if nothing is quantised, if weights are
-    not those of the model, or if the folder cannot be written.
+    named in the result. Where a product shares the table of an embedding, the product gets the
+    codes, the table stays in float, and the two are tied no more. Raises :class:`DiagnosticError`
+    if nothing is quantised, if weights are not those of the model, or if the folder cannot be
+    written.
     """
     prefix, inner = _pretrained(model)
     tensors = {name: tensor.detach() for name, tensor in inner.state_dict().items()}
+    embeddings = {n for n, m in inner.named_modules() if isinstance(m, torch.nn.Embedding)}
+    untied = False
     groups: dict[str, dict[str, Any]] = {}
     dense: dict[str, str] = {}
     for op in made.module.walk():
         if isinstance(op, (nn.Linear, nn.Conv)) and isinstance(op.weight.owner, quant.Dequantize):
             held = op.weight.owner
             name = _target(_constant(held.x), prefix, tensors)
+            if name.removesuffix(".weight") in embeddings:
+                # Only the product reads codes; the table stays as it is.
+                name, untied = _tied_layer(name, inner), True
             reason = _refused(held, op)
             if reason is not None:
                 dense[name] = reason
@@ -67,7 +74,7 @@ def export_checkpoint(made: CompiledModel, model: torch_nn.Module, folder: str |
             tensors.pop(name, None)
             tensors.update(_packed(made, held, layer))
             groups[layer] = _scheme(core.tensor(held.x).quant)
-        for value in op.operands:
+        for value in op.operands if not isinstance(op, quant.Dequantize) else ():
             source = value.owner
             if isinstance(source, core.Constant) and MADE.search(str(source.value)):
                 name = _target(str(source.value), prefix, tensors)
@@ -81,6 +88,8 @@ def export_checkpoint(made: CompiledModel, model: torch_nn.Module, folder: str |
         )
     config = inner.config.to_dict()  # type: ignore[operator, union-attr]
     config["quantization_config"] = _config(groups, inner)
+    if untied:
+        config["tie_word_embeddings"] = False
     with new_folder(Path(folder)) as beside:
         from safetensors.torch import save_file
 
@@ -98,6 +107,21 @@ def _pretrained(model: torch_nn.Module) -> tuple[str, torch_nn.Module]:
         codes.BAD_DATA,
         f"{type(model).__name__} has no config of transformers in it",
         help="only models of the package transformers have a checkpoint format to write",
+    )
+
+
+def _tied_layer(embedding: str, model: torch_nn.Module) -> str:
+    """The weight of the linear layer that shares the table of an embedding."""
+    from torch import nn as torch_nn
+
+    table = model.get_parameter(embedding)
+    for name, module in model.named_modules():
+        if isinstance(module, torch_nn.Linear) and module.weight is table:
+            return f"{name}.weight"
+    raise error(
+        codes.BAD_DATA,
+        f"the codes of {embedding} are those of a product, and no linear layer shares the table",
+        help="leave its product in float by a plan, see docs/how-to/quantise-weights.md",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from imcc.ir import codes
+from imcc.ir.diagnostics import error
 from imcc.ir.dialects import core, nn
 from imcc.ir.module import Module
 from imcc.passes.infrastructure import Approximate, Pass, PassContext, option
@@ -114,12 +116,24 @@ class QuantizeWeights(Pass):
             return self.needs
         return self.needs | {"calibration"}
 
+    def _refuse_combinations(self) -> None:
+        wrong = None
+        if self.granularity == "tensor" and self.group is not None:
+            wrong = 'granularity="tensor" and group exclude each other'
+        elif self.plan_output is not None and self.budget is None:
+            wrong = "plan_output needs a budget: without one there is no plan to write"
+        elif self.checkpoint == "":
+            wrong = "the name of the checkpoint folder is empty"
+        if wrong is not None:
+            raise error(codes.BAD_OPTION, f"pass {self.name}: {wrong}")
+
     def run(self, module: Module, context: PassContext) -> None:
         """Quantise every weight once, however many ops read it."""
         from imcc.passes.quantization.blockwise import Method, compute_device, quantise_function
         from imcc.passes.quantization.grid import WeightFormat
         from imcc.passes.quantization.plan import read_plan
 
+        self._refuse_combinations()
         rewriter = context.rewriter(module, self.name)
         method = Method(
             form=WeightFormat(

@@ -87,6 +87,32 @@ def test_transformers_loads_what_the_program_computes(model, tmp_path, options):
     assert not torch.allclose(plain, wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", ["bits=4 group=16", 'bits=4 group=48 scheme="asymmetric"'])
+def test_a_table_that_a_product_shares_stays_in_float(options, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        use_cache=False,
+        tie_word_embeddings=True,
+    )
+    tied = transformers.LlamaForCausalLM(config).eval()
+    made, ids = compiled(tied, options)
+    found = export_checkpoint(made, tied, tmp_path / "checkpoint")
+    assert "lm_head" in found.quantised or "lm_head.weight" in found.dense
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        str(tmp_path / "checkpoint"), dtype=torch.float32, local_files_only=True
+    )
+    assert torch.equal(loaded.model.embed_tokens.weight, tied.model.embed_tokens.weight)
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, made(ids).logits, atol=1e-5)
+
+
 def test_layers_that_the_format_cannot_hold_are_dense_and_named(model, tmp_path):
     made, _ = compiled(model, 'bits=4 group=48 scheme="asymmetric"')
     found = export_checkpoint(made, model, tmp_path / "checkpoint")

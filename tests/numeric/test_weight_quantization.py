@@ -406,12 +406,37 @@ def test_a_block_runs_on_the_device_that_is_asked_for():
     )
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta"])
 def test_a_device_that_is_not_there_is_refused(network, name):
     with pytest.raises(DiagnosticError) as caught:
         quantised(network, f'bits=4 rounding="gptq" device="{name}"')
     assert caught.value.diagnostics[0].code is codes.BAD_OPTION
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ('granularity="tensor" group=8', "exclude each other"),
+        ('plan_output="found.toml"', "needs a budget"),
+        ('rounding="gptq" checkpoint=""', "folder is empty"),
+        ('plan=""', "plan file is empty"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(network, options, message):
+    with pytest.raises(DiagnosticError, match=message):
+        quantised(network, f"bits=4 {options}")
+
+
+def test_a_checkpoint_belongs_to_a_program(network, tmp_path):
+    captured, data = network
+    text = f'bits=3 rounding="gptq" checkpoint="{tmp_path / "kept"}"'
+    quantised(network, text)
+    module = captured.module.clone()
+    context = PassContext(resources=captured.resources.copy(), calibration=data)
+    passes = parse_pipeline(f"quantize-activations{{bits=4}}, quantize-weights{{{text}}}")
+    with pytest.raises(DiagnosticError, match="other"):
+        run_pipeline(module, passes, context)
 
 
 # -- plans ----------------------------------------------------------------------------------------
@@ -485,6 +510,32 @@ def test_weights_and_activations_are_fitted_together(network):
 
 
 # -- budgets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_awq_folds_into_layers_that_a_plan_skips(network, tmp_path, rounding):
+    options = write_plan(tmp_path, '[[layer]]\npattern = "*.up.weight"\nskip = true\n')
+    text = f'{options} init="awq" rounding="{rounding}"'
+    module, _, _ = quantised(network, text)
+    assert len([op for op in module.walk() if op.name == "quant.dequantize"]) == 4
+    assert error_of(network, text) < 0.1
+
+
+def test_a_plan_that_was_found_keeps_what_was_fixed_and_skipped(network, tmp_path):
+    given = write_plan(
+        tmp_path,
+        '[[layer]]\npattern = "0.up.weight"\nbits = 8\ngroup = 4\nscheme = "asymmetric"\n'
+        '[[layer]]\npattern = "3.*"\nskip = true\n',
+    )
+    found = tmp_path / "found.toml"
+    module, store, _ = quantised(network, f'{given} budget=4.0 plan_output="{found}"')
+    elements = [str(op.x.type.element) for op in module.walk() if op.name == "quant.dequantize"]
+    assert elements[0] == "q<u8, axis=0, group=4, asymmetric>" and len(elements) == 6
+    again, other, _ = quantised(network, f'bits=2 plan="{found}"')
+    assert list(module.resources) == list(again.resources)
+    assert all(torch.equal(store.get(name), other.get(name)) for name in module.resources)
+    with pytest.raises(DiagnosticError, match="does not hold what the plan fixes"):
+        quantised(network, f"{given} budget=2.1")
 
 
 def test_a_budget_spends_bits_where_they_help(network, tmp_path):

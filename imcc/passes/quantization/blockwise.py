@@ -26,13 +26,14 @@ from imcc.ir.dialects import core, learn, quant
 from imcc.ir.module import Function, Resource
 from imcc.ir.rewriting import Rewriter
 from imcc.ir.semantics.resources import ResourceStore, tensor_sha256
+from imcc.ir.text import print_op
 from imcc.passes.infrastructure import PassContext
 from imcc.passes.quantization.blocks import Block, Layer, constant_weight, split_blocks
 from imcc.passes.quantization.checkpoint import BlockCheckpoint, Solution
 from imcc.passes.quantization.gptq import gptq_codes
 from imcc.passes.quantization.grid import Coded, Grid, WeightFormat, nearest_codes
 from imcc.passes.quantization.moments import InputMoments, measure
-from imcc.passes.quantization.plan import Rule, annotate
+from imcc.passes.quantization.plan import Rule, annotate, has_bits
 from imcc.passes.quantization.reconstruction import (
     SOFT_SHARES,
     BlockLoss,
@@ -92,11 +93,12 @@ def compute_device(name: str) -> torch.device:
     """The device that torch calls ``name``; a diagnostic if there is none."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as wrong:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as wrong:
+        said = str(wrong).splitlines()[0]
         raise error(
             codes.BAD_OPTION,
-            f'device="{name}" cannot be used: {str(wrong).splitlines()[0]}',
+            f'device="{name}" cannot be used: {said[:200]}{"..." if len(said) > 200 else ""}',
             help='"cpu" always works; "cuda" needs a GPU and a build of torch for it',
         ) from None
     return device
@@ -166,19 +168,23 @@ def _within_budget(
         errors = layer_errors(blocks, formats, streams, store.on(method.device))
     names = {layer: str(_constant(layer).value) for layer in errors}
     sizes = {names[layer]: store.get(names[layer]).numel() for layer in errors}
-    rules = rules_for(
-        spend({names[layer]: held for layer, held in errors.items()}, sizes, method.budget or 0.0)
+    fixed = {
+        names[layer]: form.bits
+        for layer, form in formats.items()
+        if has_bits(names[layer], method.rules)
+    }
+    spent = spend(
+        {names[layer]: held for layer, held in errors.items()}, sizes, method.budget or 0.0, fixed
     )
+    found = {layer: replace(form, bits=spent[names[layer]]) for layer, form in formats.items()}
+    weights = [str(_constant(layer).value) for block in blocks for layer in block.layers]
+    rules = rules_for({names[layer]: form for layer, form in found.items()}, weights)
     if method.plan_output is not None:
         try:
             Path(method.plan_output).write_text(plan_text(rules), encoding="utf-8")
         except OSError as wrong:
             raise error(codes.OUTPUT, f"cannot write {method.plan_output}: {wrong}") from None
-    made: dict[Layer, WeightFormat] = {}
-    for layer, form in formats.items():
-        (rule,) = (rule for rule in rules if rule.pattern == names[layer])
-        made[layer] = rule.apply(form) or form
-    return made
+    return found
 
 
 def _quantise_block(
@@ -296,10 +302,11 @@ def _relative(made: Tensor, target: Tensor) -> float:
 
 
 def _identity(function: Function, method: Method, context: PassContext) -> str:
-    """What a checkpoint depends on: options, seed, weights and calibration data."""
+    """What a checkpoint depends on: options, seed, program, weights and calibration data."""
     options = replace(method, checkpoint=None, storage="", plan_output=None, device=CPU)
     digest = hashlib.sha256(f"{options} {context.seed}".encode())
     for op in function.ops:
+        digest.update(print_op(op, locations=False).encode())
         if isinstance(op, core.Constant):
             digest.update(tensor_sha256(context.weights().get(op.value)).encode())
     for batch in context.calibration_batches():

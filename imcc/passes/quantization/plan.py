@@ -1,7 +1,8 @@
 """Which layer is quantised how: one format for all, and a plan file for exceptions.
 
 A plan is TOML: tables ``[[layer]]`` with a ``pattern`` over the weight's dotted name (``*`` and
-``?`` as in file names) and what differs from the pass's options; the last match holds::
+``?`` as in file names) and what differs from the pass's options. Rules that match add up, a later
+one over an earlier one; one behind a ``skip`` starts from the options again::
 
     [[layer]]
     pattern = "model.layers.*.mlp.*"
@@ -59,6 +60,8 @@ class Rule:
 
 def read_plan(path: str) -> tuple[Rule, ...]:
     """The rules of a plan file; raises :class:`DiagnosticError` that names every bad key."""
+    if not path:
+        raise error(codes.BAD_OPTION, "the name of the plan file is empty")
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as wrong:
@@ -81,6 +84,15 @@ def read_plan(path: str) -> tuple[Rule, ...]:
             rules.append(Rule(**table))
     found.raise_errors()
     return tuple(rules)
+
+
+def has_bits(name: str, rules: Sequence[Rule]) -> bool:
+    """Whether a rule says how many bits a weight gets."""
+    said = False
+    for rule in rules:
+        if fnmatch.fnmatchcase(name, rule.pattern):
+            said = not rule.skip and (said or rule.bits is not None)
+    return said
 
 
 def annotate(
@@ -128,7 +140,7 @@ def _problems(where: str, table: dict[str, Any]) -> list[str]:
     allowed: dict[str, tuple[str, Any]] = {
         "pattern": ("a string", lambda v: isinstance(v, str) and bool(v)),
         "bits": ("2 to 8", lambda v: type(v) is int and v in BITS),
-        "group": ("0 (none) or more", lambda v: type(v) is int and v >= 0),
+        "group": ("0 (none), 2 or more", lambda v: type(v) is int and v >= 0 and v != 1),
         "scheme": ("symmetric or asymmetric", lambda v: v in ("symmetric", "asymmetric")),
         "granularity": ("channel or tensor", lambda v: v in ("channel", "tensor")),
         "skip": ("true or false", lambda v: isinstance(v, bool)),
@@ -136,6 +148,8 @@ def _problems(where: str, table: dict[str, Any]) -> list[str]:
     for key, (what, holds) in allowed.items():
         if key in table and not holds(table[key]):
             made.append(f"{where}.{key} is {table[key]!r}; allowed: {what}")
+    if table.get("granularity") == "tensor" and table.get("group"):
+        made.append(f'{where} has granularity = "tensor" and a group: choose one')
     if "pattern" not in table:
         made.append(f"{where} needs a pattern")
     return made

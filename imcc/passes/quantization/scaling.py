@@ -60,6 +60,9 @@ def fold_scales(
                 rewriter.refuse(layer, "no op before it can take up channel scales")
             continue
         weights = {layer: store.get(_constant(layer).value) for layer in linears}
+        fitted = [layer for layer in linears if layer in formats]
+        if not fitted:
+            continue
         held = moments[linears[0]]
         best: tuple[float, float, Tensor] | None = None
         for step in range(STEPS):
@@ -69,10 +72,13 @@ def fold_scales(
                 output_error(
                     layer,
                     held,
-                    _searched(Grid.fit(formats[layer], weight * scale), weight * scale) / scale
-                    - weight,
+                    _searched(
+                        Grid.fit(formats[layer], weights[layer] * scale), weights[layer] * scale
+                    )
+                    / scale
+                    - weights[layer],
                 )
-                for layer, weight in weights.items()
+                for layer in fitted
             )
             if best is None or error < best[0]:
                 best = (error, exponent, scale)

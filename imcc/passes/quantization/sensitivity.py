@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -86,19 +86,32 @@ def _errors(
     }
 
 
-def spend(errors: Mapping[str, Errors], sizes: Mapping[str, int], budget: float) -> dict[str, int]:
-    """Bits by name with ``sum(size * bits) <= budget * sum(size)``.
+def spend(
+    errors: Mapping[str, Errors],
+    sizes: Mapping[str, int],
+    budget: float,
+    fixed: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Bits by name with ``sum(size * bits) <= budget * sum(size)``; ``fixed`` ones stay.
 
     Raises :class:`DiagnosticError` for a budget below the fewest bits.
     """
+    fixed = fixed or {}
     least, most = BITS[0], BITS[-1]
     if budget < least:
         raise error(
             codes.BAD_OPTION,
             f"a budget of {budget} bits for each weight is below the fewest bits, {least}",
         )
-    bits = dict.fromkeys(errors, least)
-    left = (budget - least) * sum(sizes.values())
+    bits = {name: fixed.get(name, least) for name in errors}
+    left = budget * sum(sizes.values()) - sum(sizes[name] * held for name, held in bits.items())
+    if left < 0:
+        raise error(
+            codes.BAD_OPTION,
+            f"a budget of {budget} bits for each weight does not hold what the plan fixes: with "
+            f"{least} bits for all others it takes {budget - left / sum(sizes.values()):.3g}",
+            help="raise the budget, or leave bits out of the plan's rules",
+        )
     queue: list[tuple[float, str, int]] = []
 
     def offer(name: str) -> None:
@@ -113,7 +126,8 @@ def spend(errors: Mapping[str, Errors], sizes: Mapping[str, int], budget: float)
             heapq.heappush(queue, (-gain, name, after))
 
     for name in errors:
-        offer(name)
+        if name not in fixed:
+            offer(name)
     while queue:
         _, name, after = heapq.heappop(queue)
         price = (after - bits[name]) * sizes[name]
@@ -128,14 +142,33 @@ def spend(errors: Mapping[str, Errors], sizes: Mapping[str, int], budget: float)
     return bits
 
 
-def rules_for(bits: Mapping[str, int]) -> tuple[Rule, ...]:
-    """Plan rules that give each weight its bits."""
-    return tuple(Rule(pattern=name, bits=count) for name, count in bits.items())
+def rules_for(formats: Mapping[str, WeightFormat], weights: Sequence[str]) -> tuple[Rule, ...]:
+    """Plan rules that give each of ``weights`` its format, whatever the pass's options are."""
+    made = []
+    for name in dict.fromkeys(weights):
+        form = formats.get(name)
+        if form is None:
+            made.append(Rule(pattern=name, skip=True))
+            continue
+        made.append(
+            Rule(
+                pattern=name,
+                bits=form.bits,
+                group=form.group,
+                scheme="symmetric" if form.symmetric else "asymmetric",
+                granularity="tensor" if form.per_tensor else "channel",
+            )
+        )
+    return tuple(made)
 
 
 def plan_text(rules: Sequence[Rule]) -> str:
     """Rules as the text of a plan file."""
-    parts = [
-        f"[[layer]]\npattern = {json.dumps(rule.pattern)}\nbits = {rule.bits}\n" for rule in rules
-    ]
+    parts = []
+    for rule in rules:
+        lines = ["[[layer]]"]
+        for key, value in asdict(rule).items():
+            if value is not None and (key != "skip" or value):
+                lines.append(f"{key} = {json.dumps(value)}")
+        parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
