@@ -69,11 +69,27 @@ def main(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=description)
+    console = Console()
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    shown = [{key: _shown(cell) for key, cell in row.items()} for row in rows]
+    width = sum(3 + max(len(c), *(len(row.get(c, "")) for row in shown)) for c in columns)
+    if width > console.width:
+        # A table would cut its cells: a block of lines for each row instead.
+        wide = max(map(len, columns))
+        console.print(description)
+        for row in shown:
+            lines = [f"  {key:<{wide}}  {cell}" for key, cell in row.items() if cell]
+            console.print("\n".join(["", *lines]), markup=False, highlight=False)
+        return
+    table = Table(title=description)
     for column in columns:
         table.add_column(column)
-    for row in rows:
-        cells = [row.get(column, "") for column in columns]
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console().print(table)
+    for row in shown:
+        table.add_row(*(row.get(column, "") for column in columns))
+    console.print(table)
+
+
+def _shown(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
