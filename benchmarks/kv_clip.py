@@ -419,7 +419,6 @@ def wanted(options: Any) -> Iterator[tuple[dict[str, Any], Callable[[], Row]]]:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-
     if options.quick:
         options.models, options.gammas = "digits", "5"
         options.strengths = "2"

@@ -112,11 +112,9 @@ def _pretrained(model: torch_nn.Module) -> tuple[str, torch_nn.Module]:
 
 def _tied_layer(embedding: str, model: torch_nn.Module) -> str:
     """The weight of the linear layer that shares the table of an embedding."""
-    from torch import nn as torch_nn
-
     table = model.get_parameter(embedding)
     for name, module in model.named_modules():
-        if isinstance(module, torch_nn.Linear) and module.weight is table:
+        if isinstance(module, torch.nn.Linear) and module.weight is table:
             return f"{name}.weight"
     raise error(
         codes.BAD_DATA,

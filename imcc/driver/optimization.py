@@ -46,8 +46,7 @@ from imcc.passes.infrastructure import (
 )
 from imcc.passes.reuse.placement import candidates
 from imcc.passes.reuse.sites import attention_sites
-from imcc.training import Batch, Loss, NoisyProgram, Recipe, fine_tune
-from imcc.training.fine_tuning import scalar_loss
+from imcc.training import Batch, Loss, NoisyProgram, Recipe, fine_tune, scalar_loss
 
 SHARE = 0.2
 """TReX ranks placements by training on a fifth of the data."""

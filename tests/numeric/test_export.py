@@ -13,8 +13,7 @@ from imcc.ir.diagnostics import DiagnosticError
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
 
-@pytest.fixture(scope="module")
-def model():
+def language_model(tied):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=64,
@@ -24,9 +23,14 @@ def model():
         num_key_value_heads=2,
         vocab_size=128,
         use_cache=False,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language_model(tied=False)
 
 
 def compiled(model, options):
@@ -90,18 +94,7 @@ def test_transformers_loads_what_the_program_computes(model, tmp_path, options):
 @pytest.mark.parametrize("options", ["bits=4 group=16", 'bits=4 group=48 scheme="asymmetric"'])
 def test_a_table_that_a_product_shares_stays_in_float(options, tmp_path):
     pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
-        use_cache=False,
-        tie_word_embeddings=True,
-    )
-    tied = transformers.LlamaForCausalLM(config).eval()
+    tied = language_model(tied=True)
     made, ids = compiled(tied, options)
     found = export_checkpoint(made, tied, tmp_path / "checkpoint")
     assert "lm_head" in found.quantised or "lm_head.weight" in found.dense
